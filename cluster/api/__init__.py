@@ -1,0 +1,1 @@
+"""HTTP: Falcon resources, thin. Parse, call one service method, set headers."""

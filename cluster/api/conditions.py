@@ -1,0 +1,32 @@
+"""`If-Match` and `If-None-Match` (RFC 9110 section 13): entity tags are digests in quotes."""
+
+from __future__ import annotations
+
+import falcon.asgi
+
+from cluster.oci.digest import Digest
+from cluster.registry.tags import Precondition
+
+
+def etag(digest: Digest) -> str:
+    """The entity tag of content."""
+    return f'"{digest}"'
+
+
+def _tags(header: str | None) -> frozenset[str] | None:
+    """What a header lists; unquoted digests are taken too, as Distribution takes them."""
+    if header is None:
+        return None
+    return frozenset(part.strip().removeprefix("W/").strip('"') for part in header.split(","))
+
+
+def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
+    """Whether the client already has this content (304)."""
+    known = _tags(req.get_header("If-None-Match"))
+    return known is not None and not known.isdisjoint({str(digest), "*"})
+
+
+def precondition(req: falcon.asgi.Request) -> Precondition | None:
+    """What a write asks of the tag's current value; None when it asks nothing."""
+    match, none_match = _tags(req.get_header("If-Match")), _tags(req.get_header("If-None-Match"))
+    return None if match is None and none_match is None else Precondition(match, none_match)

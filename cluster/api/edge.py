@@ -1,0 +1,222 @@
+"""The outermost ASGI layer: what every request gets, whatever resource it is for.
+
+Owns the request id, the headers of every answer, the end of a body that nobody read, a client that stops reading,
+the access log, the request metrics, and the second port (`http.debug.addr`). Knows nothing of registries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cluster.registry.uploads import BodyEnded
+
+Event = dict[str, Any]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+_DRAIN = 60.0  # seconds in which a body that was refused may still come in, so that the refusal is read
+_STALL = 120.0  # seconds in which a client must take a chunk of 256 KiB
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_NO_BODY: Event = {"type": "http.request", "body": b"", "more_body": False}
+_BODY_FOLLOWS: Event = {"type": "http.request", "body": b"", "more_body": True}
+
+
+class App(Protocol):
+    """An ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> None:
+        """Answer one request."""
+
+
+class ClientGone(OSError):
+    """Nobody reads the answer any more."""
+
+
+class Connection(Protocol):
+    """What the server tells of the connection of a request (cluster/worker.py)."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client has gone."""
+
+    def abort(self) -> None:
+        """Drop it, and what it still has to send."""
+
+
+@dataclass(slots=True)
+class Record:
+    """A request that is over, for the log and the metrics."""
+
+    scope: Scope
+    headers: dict[bytes, bytes]
+    request_id: str
+    status: int
+    received: int  # bytes of body
+    sent: int  # bytes of body
+    seconds: float
+
+
+Observer = Callable[[Record], None]
+
+
+class Edge:
+    """Wraps the application of the main port and, where there is one, that of the debug port."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        headers: Sequence[Header] = (),
+        observers: Sequence[Observer] = (),
+        debug_app: App | None = None,
+        debug_port: int | None = None,
+    ) -> None:
+        self._app = app
+        self.headers = list(headers)
+        self._observers = tuple(observers)
+        self._debug_app = debug_app
+        self._debug_port = debug_port
+        self._prefix = os.urandom(6).hex()
+        self._count = 0
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._debug_app is not None and (scope.get("server") or ("", None))[1] == self._debug_port:
+            await self._debug_app(scope, receive, send)
+            return
+        exchange = _Exchange(self, scope, receive, send)
+        self.in_flight += 1
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            pass
+        finally:
+            self.in_flight -= 1
+            if self._observers:
+                record = exchange.record()
+                for observe in self._observers:
+                    observe(record)
+        await exchange.drain()
+
+    def request_id(self, given: bytes | None) -> bytes:
+        """The client's own, if it is one; otherwise one that no other request has."""
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        self._count += 1
+        return f"{self._prefix}-{self._count:x}".encode()
+
+
+class _Exchange:
+    """One request and its answer, with the counters that the log wants."""
+
+    __slots__ = (
+        "_body_over",
+        "_connection",
+        "_edge",
+        "_has_body",
+        "_headers",
+        "_receive",
+        "_received",
+        "_scope",
+        "_send",
+        "_sent",
+        "_started",
+        "_state",
+        "_status",
+        "request_id",
+    )
+
+    def __init__(self, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
+        self._edge = edge
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._connection: Connection | None = scope.get("registry.connection")
+        length = self._headers.get(b"content-length", b"0")
+        self._has_body = length != b"0" or b"transfer-encoding" in self._headers
+        self._body_over = not self._has_body
+        self._state = 0  # calls of receive, up to 2
+        self._status = 0
+        self._received = 0
+        self._sent = 0
+        self._started = time.monotonic()
+        self.request_id = edge.request_id(self._headers.get(b"x-request-id"))
+
+    async def receive(self) -> Event:
+        """The next piece of the body. BodyEnded when there is none although there should be."""
+        if self._state == 0:
+            # Falcon asks for a first event before it routes. Asking the server for it would tell a client that
+            # waits for `100 Continue` to send a body that may be about to be refused.
+            self._state = 1
+            return _BODY_FOLLOWS if self._has_body else _NO_BODY
+        self._state = 2
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self._body_over = True
+            gone = self._connection is None or self._connection.is_closed
+            raise BodyEnded("the connection broke" if gone else "nothing came for too long")
+        self._received += len(event.get("body", b""))
+        self._body_over = not event.get("more_body", False)
+        return event
+
+    async def send(self, event: Event) -> None:
+        """Pass an event on; ClientGone when nobody takes it."""
+        if event["type"] == "http.response.start":
+            self._status = event["status"]
+            event["headers"] = [*event["headers"], *self._edge.headers, (b"x-request-id", self.request_id)]
+            await self._send(event)
+            return
+        self._sent += len(event.get("body", b""))
+        if not event.get("more_body"):
+            await self._send(event)
+            return
+        if self._connection is not None and self._connection.is_closed:
+            raise ClientGone
+        try:
+            async with asyncio.timeout(_STALL):
+                await self._send(event)
+        except TimeoutError:
+            if self._connection is not None:
+                self._connection.abort()
+            raise ClientGone from None
+
+    async def drain(self) -> None:
+        """Take what is left of the body, after the answer: closing on unread bytes would reset the connection.
+
+        The client would then see "broken pipe" in place of the answer (RFC 9112 section 9.6). One that waits for
+        `100 Continue` and got its answer instead has nothing on its way.
+        """
+        if self._body_over or (self._state < 2 and b"expect" in self._headers):
+            return
+        try:
+            async with asyncio.timeout(_DRAIN):
+                while True:
+                    event = await self._receive()
+                    if event["type"] == "http.disconnect" or not event.get("more_body"):
+                        return
+        except TimeoutError:
+            pass
+
+    def record(self) -> Record:
+        """What is to be logged. Status 499, as Distribution has it, when the client left before the answer."""
+        return Record(
+            self._scope,
+            self._headers,
+            self.request_id.decode(),
+            self._status or 499,
+            self._received,
+            self._sent,
+            time.monotonic() - self._started,
+        )

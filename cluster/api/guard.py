@@ -1,0 +1,43 @@
+"""What this registry does not do now: writes while read-only, deletes that are not enabled, too many uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.errors import TooManyRequests, Unsupported
+
+
+class Guard:
+    """The switches of the configuration, asked by the resources before they do anything."""
+
+    def __init__(self, *, read_only: bool, delete: bool, uploads: int) -> None:
+        self._read_only = read_only
+        self._delete = delete
+        self._uploads = uploads
+        self.uploading = 0  # requests with an upload's body under way in this worker
+
+    def write(self) -> None:
+        """Unsupported while `storage.maintenance.readonly` is on."""
+        if self._read_only:
+            detail = "the registry is read-only (storage.maintenance.readonly)"
+            raise Unsupported(detail, headers={"Allow": "GET, HEAD"})
+
+    def delete(self) -> None:
+        """Unsupported unless `storage.delete.enabled`."""
+        self.write()
+        if not self._delete:
+            raise Unsupported("deletes are off (storage.delete.enabled)", headers={"Allow": "GET, HEAD, PUT"})
+
+    @contextmanager
+    def upload(self) -> Iterator[None]:
+        """A place among the bodies being taken; TooManyRequests when there is none (`cluster.maxuploads`)."""
+        if self.uploading >= self._uploads:
+            raise TooManyRequests(
+                f"this worker takes {self._uploads} uploads at once", headers={"Retry-After": "1"}
+            )
+        self.uploading += 1
+        try:
+            yield
+        finally:
+            self.uploading -= 1

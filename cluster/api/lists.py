@@ -1,0 +1,109 @@
+"""Lists: tags (OCI end-8), referrers (end-12), and Docker's catalog."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from cluster.api.errors import JSON, Request, Response
+from cluster.api.urls import Urls, next_link
+from cluster.errors import PaginationInvalid
+from cluster.oci.digest import Digest
+from cluster.oci.manifest import OCI_INDEX
+from cluster.oci.reference import RepositoryName
+from cluster.registry.catalog import Catalog
+from cluster.registry.referrers import Referrers
+from cluster.registry.tags import TagStore
+
+_CATALOG_PAGE = 100  # Distribution's default
+_REFERRERS_PAGE = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def page_size(req: Request) -> int | None:
+    """The `n` of a list; None when it is not there. PaginationInvalid when it is no number."""
+    text = req.get_param("n")
+    if text is None:
+        return None
+    if _NUMBER.fullmatch(text) is None:
+        raise PaginationInvalid({"n": text[:40]})
+    return int(text)
+
+
+def _answer(resp: Response, body: dict[str, Any]) -> None:
+    resp.content_type = JSON
+    resp.data = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+class TagsResource:
+    """`/v2/<name>/tags/list`"""
+
+    def __init__(self, tags: TagStore, urls: Urls, maximum: int) -> None:
+        self._tags = tags
+        self._urls = urls
+        self._maximum = maximum  # entries of one page; an `n` above it is cut to it
+
+    async def on_get(self, req: Request, resp: Response, name: str) -> None:
+        repository = RepositoryName.parse(name)
+        limit = page_size(req)
+        limit = limit and min(limit, self._maximum)
+        tags, more = await self._tags.page(repository, req.get_param("last", default=""), limit)
+        if limit == 0:
+            tags, more = [], False
+        if more and limit:
+            path = f"{self._urls.prefix}/v2/{repository}/tags/list"
+            resp.set_header("Link", next_link(path, last=tags[-1], n=limit))
+        _answer(resp, {"name": repository, "tags": tags})
+
+    on_head = on_get
+
+
+class CatalogResource:
+    """`/v2/_catalog`"""
+
+    def __init__(self, catalog: Catalog, urls: Urls, maximum: int) -> None:
+        self._catalog = catalog
+        self._urls = urls
+        self._maximum = maximum
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        limit = page_size(req)
+        if limit is None:
+            limit = min(_CATALOG_PAGE, self._maximum)
+        if limit > self._maximum:
+            raise PaginationInvalid({"n": limit, "maximum": self._maximum})
+        names: list[RepositoryName] = []
+        if limit:
+            names, more = await self._catalog.page(req.get_param("last", default=""), limit)
+            if more:
+                path = f"{self._urls.prefix}/v2/_catalog"
+                resp.set_header("Link", next_link(path, last=names[-1], n=limit))
+        _answer(resp, {"repositories": names})
+
+    on_head = on_get
+
+
+class ReferrersResource:
+    """`/v2/<name>/referrers/<digest>`: never 404, also for a subject or repository that nobody knows."""
+
+    def __init__(self, referrers: Referrers, urls: Urls) -> None:
+        self._referrers = referrers
+        self._urls = urls
+
+    async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
+        repository, subject = RepositoryName.parse(name), Digest.parse(digest)
+        artifact_type = req.get_param("artifactType") or None
+        limit = min(page_size(req) or _REFERRERS_PAGE, _REFERRERS_PAGE)
+        last = req.get_param("last", default="")
+        found, cursor = await self._referrers.page(repository, subject, artifact_type, last, limit)
+        if artifact_type is not None:
+            resp.set_header("OCI-Filters-Applied", "artifactType")
+        if cursor is not None:
+            query = {"artifactType": artifact_type} if artifact_type else {}
+            path = f"{self._urls.prefix}/v2/{repository}/referrers/{subject}"
+            resp.set_header("Link", next_link(path, last=cursor, n=limit, **query))
+        _answer(resp, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found})
+        resp.content_type = OCI_INDEX
+
+    on_head = on_get

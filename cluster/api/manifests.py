@@ -1,0 +1,95 @@
+"""`/v2/<name>/manifests/<reference>`: OCI end-3, end-7 and end-9."""
+
+from __future__ import annotations
+
+from cluster.api.conditions import etag, is_not_modified, precondition
+from cluster.api.errors import Request, Response
+from cluster.api.guard import Guard
+from cluster.api.urls import Urls
+from cluster.errors import ManifestTooLarge, TooManyTags
+from cluster.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LIMIT, OCI_INDEX, strip_parameters
+from cluster.oci.reference import RepositoryName, Tag, parse_reference
+from cluster.registry.manifests import ManifestStore, Stored
+
+_MAX_TAGS = 64  # in one PUT; the spec asks for ten at least
+_LISTS = {DOCKER_LIST, OCI_INDEX}
+
+
+class ManifestResource:
+    """One manifest of a repository."""
+
+    def __init__(self, manifests: ManifestStore, guard: Guard, urls: Urls) -> None:
+        self._manifests = manifests
+        self._guard = guard
+        self._urls = urls
+
+    async def on_get(self, req: Request, resp: Response, name: str, reference: str) -> None:
+        repository, wanted = RepositoryName.parse(name), parse_reference(reference)
+        find = self._manifests.head if req.method == "HEAD" else self._manifests.get
+        stored = await find(repository, wanted)
+        if isinstance(wanted, Tag) and _knows_no_lists(req):
+            stored = await self._manifests.platform_child(repository, stored, "amd64", "linux") or stored
+        _describe(resp, stored)
+        if is_not_modified(req, stored.digest):
+            resp.status = 304
+            return
+        resp.content_type = stored.media_type
+        if stored.content is not None:
+            resp.data = stored.content
+        else:
+            resp.content_length = stored.size
+
+    on_head = on_get
+
+    async def on_put(self, req: Request, resp: Response, name: str, reference: str) -> None:
+        self._guard.write()
+        repository, wanted = RepositoryName.parse(name), parse_reference(reference)
+        tags = [Tag.parse(tag) for tag in req.get_param_as_list("tag") or []]
+        if len(tags) > _MAX_TAGS:
+            raise TooManyTags(f"{len(tags)} tag parameters: at most {_MAX_TAGS} are taken")
+        condition = precondition(req) if isinstance(wanted, Tag) else None
+        content = await _read(req)
+        digest, manifest = await self._manifests.put(repository, wanted, content, req.content_type, tags, condition)
+        resp.status = 201
+        resp.set_header("Location", self._urls.location(req, f"/v2/{repository}/manifests/{digest}"))
+        resp.set_header("Docker-Content-Digest", str(digest))
+        resp.set_header("ETag", etag(digest))
+        if manifest.subject is not None:
+            resp.set_header("OCI-Subject", str(manifest.subject.digest))
+        if tags:
+            resp.set_header("OCI-Tag", ", ".join(dict.fromkeys(tags)))
+
+    async def on_delete(self, req: Request, resp: Response, name: str, reference: str) -> None:
+        self._guard.delete()
+        repository, wanted = RepositoryName.parse(name), parse_reference(reference)
+        if isinstance(wanted, Tag):
+            await self._manifests.delete_tag(repository, wanted, precondition(req))
+        else:
+            await self._manifests.delete(repository, wanted)
+        resp.status = 202
+
+
+def _describe(resp: Response, stored: Stored) -> None:
+    resp.set_header("Docker-Content-Digest", str(stored.digest))
+    resp.set_header("ETag", etag(stored.digest))
+
+
+def _knows_no_lists(req: Request) -> bool:
+    """An old Docker client: it takes a schema 2 manifest, and neither a list nor an index."""
+    accept = req.get_header("Accept")
+    if accept is None or DOCKER_MANIFEST not in accept:
+        return False
+    return not _LISTS & {strip_parameters(part) for part in accept.split(",")}
+
+
+async def _read(req: Request) -> bytes:
+    """The whole body, at most what a manifest may have. ManifestTooLarge before more than that is taken."""
+    if (req.content_length or 0) > LIMIT:
+        raise ManifestTooLarge(f"{req.content_length} bytes: at most {LIMIT} are taken")
+    pieces, size = [], 0
+    async for piece in req.stream:
+        pieces.append(piece)
+        size += len(piece)
+        if size > LIMIT:
+            raise ManifestTooLarge(f"more than {LIMIT} bytes")
+    return b"".join(pieces)

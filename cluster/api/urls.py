@@ -1,0 +1,78 @@
+"""URLs that answers hold: relative by default, absolute where the configuration or a trusted proxy says how.
+
+Precedence for an absolute one: `http.host`, then `Forwarded` (RFC 7239), then `X-Forwarded-Proto` and
+`X-Forwarded-Host`, then the request itself. Forwarded headers count only from `cluster.trustedproxies`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from urllib.parse import quote, urlsplit
+
+import falcon.asgi
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+
+
+class Urls:
+    """Builds the `Location` and `Link` of answers."""
+
+    def __init__(
+        self, *, host: str | None, prefix: str, relative: bool | None, trusted_proxies: Sequence[Network]
+    ) -> None:
+        self.prefix = prefix
+        self._host = None
+        if host is not None:
+            parts = urlsplit(host)
+            # As in Distribution: the path of http.host counts only when it ends with a slash.
+            path = parts.path.rstrip("/") if parts.path.endswith("/") else ""
+            self._host = f"{parts.scheme}://{parts.netloc}{path or prefix}"
+        self._relative = host is None and relative is not False
+        self._trusted = tuple(trusted_proxies)
+
+    def location(self, req: falcon.asgi.Request, path: str, **query: str) -> str:
+        """The URL of a path that begins with /v2/."""
+        text = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
+        target = f"{path}?{text}" if text else path
+        if self._relative:
+            return f"{self.prefix}{target}"
+        return f"{self._host or self._origin(req) + self.prefix}{target}"
+
+    def _origin(self, req: falcon.asgi.Request) -> str:
+        scheme, host = req.scheme, req.get_header("Host") or req.netloc
+        if self._is_trusted(req.remote_addr):
+            if (forwarded := req.get_header("Forwarded")) is not None:
+                fields = _first_forwarded(forwarded)
+                scheme, host = fields.get("proto", scheme), fields.get("host", host)
+            else:
+                scheme = _first(req.get_header("X-Forwarded-Proto")) or scheme
+                host = _first(req.get_header("X-Forwarded-Host")) or host
+        if scheme not in ("http", "https"):
+            scheme = req.scheme
+        return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
+
+    def _is_trusted(self, address: str | None) -> bool:
+        try:
+            peer = ipaddress.ip_address(address or "")
+        except ValueError:
+            return address == "" or address is None  # a unix socket: whoever may open it is trusted
+        return any(peer in network for network in self._trusted)
+
+
+def next_link(path: str, **query: str | int) -> str:
+    """A `Link` header to the next page; always relative, keys in order (OCI "Listing Tags")."""
+    text = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in sorted(query.items()))
+    return f'<{path}?{text}>; rel="next"'
+
+
+def _first(header: str | None) -> str:
+    return (header or "").partition(",")[0].strip()
+
+
+def _first_forwarded(header: str) -> dict[str, str]:
+    """The pairs of the first element of a `Forwarded` header."""
+    pairs = (pair.partition("=") for pair in _first(header).split(";"))
+    return {key.strip().lower(): value.strip().strip('"') for key, _, value in pairs}

@@ -1,0 +1,232 @@
+"""The composition root: the only place where concrete classes meet.
+
+`create_app` takes ready parts (tests give it memory); `build` makes them from the configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import falcon.asgi
+
+from cluster import __version__
+from cluster.api import errors, routes
+from cluster.api.base import BaseResource, RootResource
+from cluster.api.blobs import BlobResource
+from cluster.api.edge import Edge, Header, Observer
+from cluster.api.errors import Request, Response
+from cluster.api.guard import Guard
+from cluster.api.health import DebugHealthResource, HealthResource, LiveResource, ReadyResource
+from cluster.api.lists import CatalogResource, ReferrersResource, TagsResource
+from cluster.api.manifests import ManifestResource
+from cluster.api.uploads import UploadResource, UploadsResource, UploadUrls
+from cluster.api.urls import Urls
+from cluster.background import Background, Task
+from cluster.logs import AccessLog
+from cluster.registry.blobs import BlobStore
+from cluster.registry.catalog import Catalog
+from cluster.registry.health import Health
+from cluster.registry.manifests import ManifestStore, Rules
+from cluster.registry.purger import Purger
+from cluster.registry.referrers import Referrers
+from cluster.registry.tags import TagStore
+from cluster.registry.uploads import UploadService
+from cluster.settings import Config
+from cluster.storage import layout
+from cluster.storage.driver import Driver, Uploads
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.memory import MemoryDriver, MemoryUploads
+from cluster.storage.segments import SegmentUploads
+from cluster.storage.threads import Threads
+
+STORAGE_LIMIT = 10.0  # seconds for one small call
+_PROBE_THRESHOLD = 3  # failures in a row, where health.storagedriver says nothing
+_API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
+
+App = falcon.asgi.App[Request, Response]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an application is made of, besides the configuration."""
+
+    driver: Driver
+    uploads: Uploads
+    secrets: Sequence[bytes]  # sign with the first, accept any
+    observers: Sequence[Observer] = ()
+
+
+@dataclass(frozen=True)
+class Application:
+    """What serves, and what the worker that runs it has to know of it."""
+
+    edge: Edge
+    health: Health
+
+
+def create_app(config: Config, parts: Parts) -> Application:
+    """Wire the services and the resources."""
+    driver = parts.driver
+    guard = Guard(
+        read_only=config.storage.maintenance.readonly.enabled,
+        delete=config.storage.delete.enabled,
+        uploads=config.cluster.maxuploads,
+    )
+    urls = Urls(
+        host=config.http.host,
+        prefix=config.http.prefix,
+        relative=config.http.relativeurls,
+        trusted_proxies=config.cluster.trustedproxies,
+    )
+    upload_urls = UploadUrls(urls, parts.secrets)
+    catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)
+    blobs = BlobStore(driver, catalog)
+    uploads = UploadService(parts.uploads, blobs)
+    manifests = ManifestStore(driver, blobs, tags, referrers, _rules(config))
+    health = _health(config, driver, guard)
+
+    router = routes.Router(config.http.prefix)
+    router.add(routes.ROOT, RootResource())
+    router.add(routes.BASE, BaseResource())
+    router.add(routes.CATALOG, CatalogResource(catalog, urls, config.catalog.maxentries))
+    router.add(routes.TAGS, TagsResource(tags, urls, config.tags.maxtags))
+    begin = UploadsResource(
+        uploads,
+        blobs,
+        guard,
+        upload_urls,
+        anonymous_mount=config.cluster.anonymousmount,
+        chunk_min_length=config.cluster.chunkminlength,
+    )
+    router.add(routes.UPLOADS, begin)
+    router.add(routes.UPLOAD, UploadResource(uploads, guard, upload_urls))
+    router.add(routes.BLOB, BlobResource(blobs, guard))
+    router.add(routes.MANIFEST, ManifestResource(manifests, guard, urls))
+    router.add(routes.REFERRERS, ReferrersResource(referrers, urls))
+    _add_health(router, health)
+
+    purger = _purger(config, parts, catalog)
+    app = _falcon(router, _background(config, health, purger, parts))
+    debug_app = _falcon(_debug_router(config, health)) if config.http.debug.addr else None
+    edge = Edge(
+        app,
+        headers=[_API_VERSION, *_configured_headers(config)],
+        observers=parts.observers,
+        debug_app=debug_app,
+        debug_port=port_of(config.http.debug.addr) if debug_app is not None else None,
+    )
+    return Application(edge, health)
+
+
+def build(config: Config, secrets: Sequence[bytes], *, metrics: Observer | None = None) -> Application:
+    """An application on the storage that the configuration names. Call it in the process that will serve."""
+    driver, uploads = storage(config)
+    observers: list[Observer] = []
+    if not config.log.accesslog.disabled:
+        observers.append(AccessLog(config.log.formatter, config.log.fields))
+    if metrics is not None:
+        observers.append(metrics)
+    return create_app(config, Parts(driver, uploads, secrets, observers))
+
+
+def storage(config: Config) -> tuple[Driver, Uploads]:
+    """The driver that the configuration names."""
+    if config.storage.driver == "inmemory":
+        memory = MemoryDriver()
+        return memory, MemoryUploads(memory)
+    settings = config.storage.filesystem
+    root = data_directory(config)
+    threads = Threads(settings.maxthreads, STORAGE_LIMIT)
+    driver = FilesystemDriver(root, threads, writable=not config.storage.maintenance.readonly.enabled)
+    return driver, SegmentUploads(root, driver, threads)
+
+
+def data_directory(config: Config) -> str:
+    """Where the file system driver keeps everything."""
+    return f"{config.storage.filesystem.rootdirectory.rstrip('/')}/{layout.ROOT}"
+
+
+def port_of(address: str) -> int | None:
+    """The port of `host:port` or `:port`."""
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() else None
+
+
+def _falcon(router: routes.Router, background: Background | None = None) -> App:
+    # Falcon's annotations know its own router class only; the contract is `find` (falcon docs, "Custom Routers").
+    app: App = falcon.asgi.App(router=router, middleware=[background] if background else None)  # type: ignore[call-overload]
+    app.req_options.auto_parse_qs_csv = False
+    app.req_options.keep_blank_qs_values = True
+    errors.install(app)
+    return app
+
+
+def _add_health(router: routes.Router, health: Health) -> None:
+    router.add(routes.LIVE, LiveResource())
+    router.add(routes.READY, ReadyResource(health))
+    router.add(routes.HEALTH, HealthResource(health))
+
+
+def _debug_router(config: Config, health: Health) -> routes.Router:
+    router = routes.Router()
+    _add_health(router, health)
+    router.add(routes.Route("/debug/health", "debug"), DebugHealthResource(health))
+    if config.http.debug.prometheus.enabled:
+        from cluster.metrics import MetricsResource  # noqa: PLC0415 - only where its directory has been set up
+
+        router.add(routes.Route(config.http.debug.prometheus.path, "debug"), MetricsResource())
+    return router
+
+
+def _rules(config: Config) -> Rules:
+    validation = config.validation
+    indexes = validation.manifests.indexes
+    return Rules(
+        disabled=validation.disabled,
+        sparse=config.cluster.sparse,
+        urls_allow=tuple(re.compile(pattern) for pattern in validation.manifests.urls.allow),
+        urls_deny=tuple(re.compile(pattern) for pattern in validation.manifests.urls.deny),
+        platforms=indexes.platforms,
+        platform_list=frozenset((platform.architecture, platform.os) for platform in indexes.platformlist),
+        classes=frozenset(config.policy.repository.classes),
+    )
+
+
+def _health(config: Config, driver: Driver, guard: Guard) -> Health:
+    check = config.health.storagedriver
+    return Health(
+        driver,
+        driver_name=config.storage.driver,
+        threshold=check.threshold if check.enabled else _PROBE_THRESHOLD,
+        version=__version__,
+        uploading=lambda: guard.uploading,
+    )
+
+
+def _purger(config: Config, parts: Parts, catalog: Catalog) -> Purger:
+    settings = config.storage.maintenance.uploadpurging
+    return Purger(parts.driver, parts.uploads, catalog, age=settings.age, dry_run=settings.dryrun)
+
+
+def _background(config: Config, health: Health, purger: Purger, parts: Parts) -> Background:
+    probe, purging = config.health.storagedriver, config.storage.maintenance.uploadpurging
+    tasks = [Task("storage probe", health.probe, probe.interval, 0)]
+    if purging.enabled and not config.storage.maintenance.readonly.enabled:
+        tasks.append(Task("upload purge", purger.run, purging.interval, min(purging.interval, 3600)))
+    logs = [observer for observer in parts.observers if isinstance(observer, AccessLog)]
+
+    def flush() -> None:
+        for log in logs:
+            log.flush()
+
+    return Background(tasks, flush)
+
+
+def _configured_headers(config: Config) -> list[Header]:
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, values in config.http.headers.items()
+        for value in values
+    ]

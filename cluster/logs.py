@@ -1,0 +1,156 @@
+"""Logs: what the program has to say (stderr), and one line for each request (stdout), as text or as JSON.
+
+No secret gets here: upload tokens are cut out of URLs, and headers that carry credentials are never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.api.edge import Record
+
+_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+_FLUSH = 0.1  # seconds a line may wait for others
+_BUFFER = 64 * 1024  # bytes
+_TOKEN = re.compile(r"(_state=)[^&]*")
+_UNPRINTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, msg, and the fields of `log.fields`."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._fields = dict(fields)
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": _rfc3339(record.created),
+            "level": record.levelname.lower(),
+            "msg": record.getMessage(),
+            "logger": record.name,
+            "pid": record.process,
+            **self._fields,
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """`time=... level=... msg=...`, as Distribution has it."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._fields = "".join(f" {key}={value}" for key, value in fields.items())
+
+    def format(self, record: logging.LogRecord) -> str:
+        when, level = _rfc3339(record.created), record.levelname.lower()
+        text = f"time={when} level={level} msg={json.dumps(record.getMessage())}{self._fields}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def set_up(level: str, formatter: str, fields: Mapping[str, Any]) -> None:
+    """Send the program's log to stderr in the form of `log.formatter`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter(fields) if formatter == "text" else JsonFormatter(fields))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[level])
+
+
+class AccessLog:
+    """One line for each request. Lines are written together, at the latest after a tenth of a second."""
+
+    def __init__(self, formatter: str, fields: Mapping[str, Any], fd: int = 1) -> None:
+        self._fields = dict(fields)
+        self._format = self._text if formatter == "text" else self._json
+        self._fd = fd
+        self._lines: list[str] = []
+        self._size = 0
+
+    def __call__(self, record: Record) -> None:
+        line = self._format(record)
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_FLUSH, self.flush)
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        data = "".join(self._lines).encode()
+        self._lines, self._size = [], 0
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:  # nobody reads our output any more: serving goes on
+            pass
+
+    def _text(self, record: Record) -> str:
+        """Apache's combined form, then the seconds taken and the request id."""
+        client = (record.scope.get("client") or ("-",))[0] or "-"
+        referer, agent = _quoted(record.headers.get(b"referer")), _quoted(record.headers.get(b"user-agent"))
+        return (
+            f'{client} - - [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
+            f'HTTP/{record.scope["http_version"]}" {record.status} {record.sent} "{referer}" "{agent}" '
+            f"{record.seconds:.6f} {record.request_id}\n"
+        )
+
+    def _json(self, record: Record) -> str:
+        entry = {
+            "time": _rfc3339(time.time()),
+            "level": "info",
+            "msg": "response completed",
+            "http.request.id": record.request_id,
+            "http.request.method": record.scope["method"],
+            "http.request.uri": _target(record.scope),
+            "http.request.remoteaddr": (record.scope.get("client") or ("",))[0],
+            "http.request.useragent": record.headers.get(b"user-agent", b"").decode("latin-1"),
+            "http.request.read": record.received,
+            "http.response.status": record.status,
+            "http.response.written": record.sent,
+            "http.response.duration": round(record.seconds, 6),
+            **self._fields,
+        }
+        return json.dumps(entry, default=str) + "\n"
+
+
+def _target(scope: Mapping[str, Any]) -> str:
+    """The request's path and query, without what would let a reader of the log go on with somebody's upload."""
+    path = scope.get("raw_path") or b""
+    target = _quoted(path.partition(b"?")[0])
+    query = _TOKEN.sub(r"\1<hidden>", _quoted(scope.get("query_string")))
+    return f"{target}?{query}" if query else target
+
+
+def _quoted(value: bytes | None) -> str:
+    text = (value or b"").decode("latin-1")
+    return text if not _UNPRINTABLE.search(text) else _UNPRINTABLE.sub(lambda char: f"\\x{ord(char[0]):02x}", text)
+
+
+_last_second = 0
+_last_time = ""
+
+
+def _clf_time() -> str:
+    """Now in the form of Apache's logs; formatted once a second."""
+    global _last_second, _last_time  # noqa: PLW0603 - a cache of one line, rebuilt from the clock
+    second = int(time.time())
+    if second != _last_second:
+        _last_second = second
+        _last_time = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(second))
+    return _last_time
+
+
+def _rfc3339(seconds: float) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z"

@@ -1,0 +1,67 @@
+"""Blobs of a repository: look up, read, delete, mount."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cluster.errors import BlobUnknown
+from cluster.oci.digest import CANONICAL, Digest
+from cluster.oci.reference import RepositoryName
+from cluster.registry.catalog import Catalog
+from cluster.registry.links import Content, Links
+from cluster.storage import layout
+from cluster.storage.driver import Driver, NotFound, Reader
+
+_SEARCH_BUDGET = 0.2  # seconds an anonymous mount may look for a repository that has the blob
+
+MayPull = Callable[[RepositoryName], bool]
+
+
+class BlobStore:
+    """Which blobs a repository has, and their bytes."""
+
+    def __init__(self, driver: Driver, catalog: Catalog) -> None:
+        self._driver = driver
+        self._catalog = catalog
+        self.links = Links(driver, layout.layer_link)
+
+    async def stat(self, name: RepositoryName, digest: Digest) -> Content:
+        """The blob, if the repository has it; else BlobUnknown."""
+        content = await self.links.find(name, digest)
+        if content is None:
+            raise BlobUnknown(f"{name} has no blob {digest}")
+        return content
+
+    async def open(self, content: Content) -> Reader:
+        """The bytes of a blob that `stat` found. BlobUnknown when they have gone meanwhile."""
+        try:
+            return await self._driver.open(layout.blob(content.canonical))
+        except NotFound:
+            raise BlobUnknown(f"the data of {content.digest} is gone") from None
+
+    async def delete(self, name: RepositoryName, digest: Digest) -> None:
+        """Take the blob out of the repository; its bytes stay for others. BlobUnknown."""
+        await self.links.remove(name, await self.stat(name, digest))
+
+    async def mount(self, name: RepositoryName, digest: Digest, source: RepositoryName) -> Content | None:
+        """Make a blob of `source` a blob of this repository (OCI end-11). None when source does not have it."""
+        content = await self.links.find(source, digest)
+        if content is not None:
+            await self.links.add(name, digest, content.canonical)
+        return content
+
+    async def mount_from_any(self, name: RepositoryName, digest: Digest, may_pull: MayPull) -> Content | None:
+        """The same from whichever repository has it that the caller may pull; None when none is found in time."""
+        try:
+            if digest.algorithm == CANONICAL:
+                await self._driver.size(layout.blob(digest))
+        except NotFound:
+            return None
+        deadline = time.monotonic() + _SEARCH_BUDGET
+        async for source in self._catalog.walk():
+            if time.monotonic() > deadline:
+                return None
+            if may_pull(source) and (content := await self.mount(name, digest, source)) is not None:
+                return content
+        return None

@@ -1,0 +1,138 @@
+"""Tags: movable names of manifests. Every write holds the tag's lock (rules T1 to T5); reads take none.
+
+Each tag is a register of its own, linearizable over all nodes on one strictly consistent storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
+from cluster.oci.digest import Digest
+from cluster.oci.reference import RepositoryName, Tag
+from cluster.registry.links import gather_limited, read_link
+from cluster.storage import layout
+from cluster.storage.driver import Driver, LockTimeout, NotFound
+
+LOCK_TIMEOUT = 10.0  # seconds, rule T2
+
+
+@dataclass(frozen=True, slots=True)
+class Precondition:
+    """`If-Match` and `If-None-Match` of a write (RFC 9110 section 13), as digests; "*" means any."""
+
+    match: frozenset[str] | None = None
+    none_match: frozenset[str] | None = None
+
+    def check(self, current: Digest | None) -> None:
+        """PreconditionFailed, with the current digest in its detail, when a write must not take place."""
+        held = {str(current), "*"} if current is not None else set()
+        if self.match is not None and not held & self.match:
+            raise PreconditionFailed({"current": current and str(current), "wanted": sorted(self.match)})
+        if self.none_match is not None and held & self.none_match:
+            raise PreconditionFailed({"current": str(current), "unwanted": sorted(self.none_match)})
+
+
+class TagStore:
+    """The tags of every repository."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def get(self, name: RepositoryName, tag: Tag) -> Digest | None:
+        """What the tag points to."""
+        return await read_link(self._driver, layout.tag_link(name, tag))
+
+    async def put(
+        self,
+        name: RepositoryName,
+        tag: Tag,
+        digest: Digest,
+        ensure: Callable[[], Awaitable[None]],
+        precondition: Precondition | None = None,
+    ) -> None:
+        """Point the tag to a manifest. PreconditionFailed, Unavailable (rule T2).
+
+        `ensure` is called under the lock and makes sure that the manifest is still in the repository: a delete of
+        it that runs at the same time removes the tags first and last, so one of the two sees the other.
+        """
+        async with self._locked(name, tag):
+            if precondition is not None:
+                precondition.check(await self.get(name, tag))
+            await ensure()
+            content = str(digest).encode()
+            await self._driver.write(layout.tag_index_link(name, tag, digest), content)
+            await self._driver.write(layout.tag_link(name, tag), content)
+
+    async def delete(
+        self,
+        name: RepositoryName,
+        tag: Tag,
+        precondition: Precondition | None = None,
+        only_if: Callable[[Digest], Awaitable[bool]] | None = None,
+    ) -> bool:
+        """Remove the tag; False when there is none, or `only_if` does not hold of what it points to."""
+        if precondition is None and await self.get(name, tag) is None:
+            return False  # before a lock is made: asking for nothing must leave nothing behind
+        async with self._locked(name, tag):
+            current = await self.get(name, tag)
+            if precondition is not None:
+                precondition.check(current)
+            if current is None or (only_if is not None and not await only_if(current)):
+                return False
+            # The link first: it is the moment at which the tag is gone. The rest only tidies up.
+            await self._driver.remove(layout.tag_link(name, tag))
+            try:
+                await self._driver.remove(layout.tag(name, tag))
+            except NotFound:
+                pass
+        return True
+
+    async def pointing_to(self, name: RepositoryName, digests: set[Digest]) -> list[Tag]:
+        """The tags that point to any of the digests now."""
+        tags = [Tag(tag) for tag in await self._names(name)]
+        current = await gather_limited([self.get(name, tag) for tag in tags])
+        return [tag for tag, digest in zip(tags, current, strict=True) if digest in digests]
+
+    async def page(self, name: RepositoryName, last: str, limit: int | None) -> tuple[list[str], bool]:
+        """At most `limit` tags behind `last` in byte order, and whether there are more. NameUnknown."""
+        try:
+            await self._driver.stamp(layout.manifests(name))
+        except NotFound:
+            raise NameUnknown({"name": name}) from None
+        tags: list[str] = []
+        while limit is None or len(tags) <= limit:
+            wanted = None if limit is None else limit + 1 - len(tags)
+            names = await self._names(name, last, wanted)
+            # A directory without a link is a tag on its way in or out: not one that can be pulled.
+            sizes = await gather_limited([self._has_link(name, Tag(tag)) for tag in names])
+            tags += [tag for tag, there in zip(names, sizes, strict=True) if there]
+            if wanted is None or len(names) < wanted:
+                break
+            last = names[-1]
+        return (tags, False) if limit is None else (tags[:limit], len(tags) > limit)
+
+    async def _has_link(self, name: RepositoryName, tag: Tag) -> bool:
+        try:
+            return await self._driver.size(layout.tag_link(name, tag)) > 0
+        except NotFound:
+            return False
+
+    async def _names(self, name: RepositoryName, last: str = "", limit: int | None = None) -> list[str]:
+        try:
+            return await self._driver.names(layout.tags(name), last, limit)
+        except NotFound:
+            return []
+
+    @asynccontextmanager
+    async def _locked(self, name: RepositoryName, tag: Tag) -> AsyncIterator[None]:
+        try:
+            async with self._driver.lock(layout.tag_lock(name, tag), LOCK_TIMEOUT):
+                yield
+        except LockTimeout as error:
+            raise Unavailable(
+                f"another writer holds the tag {tag} of {name} and does not let go ({error}); try again later",
+                headers={"Retry-After": "5"},
+            ) from error

@@ -1,0 +1,238 @@
+"""Upload sessions: start, append, commit, cancel, by the rules of ARCHITECTURE.md, "Uploads".
+
+The one place where bytes get a digest: what the hashers saw is what the driver stored, and nothing is linked under
+a digest that was not computed here over exactly the bytes on storage (promise P5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid, UploadUnknown
+from cluster.oci.digest import CANONICAL, Digest, Hasher, new_hasher, restore_hasher
+from cluster.oci.reference import RepositoryName
+from cluster.oci.upload import UploadState, check_chunk, wrong_offset
+from cluster.registry.blobs import BlobStore
+from cluster.registry.links import Content
+from cluster.storage import layout
+from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, Uploads
+
+_BATCH = 128 * 1024  # bytes: one batch is stored while the next comes in, so a request holds two (promise P7)
+
+Hashers = dict[str, Hasher]
+
+
+class BodyEnded(Exception):
+    """A request's body ended before it was complete: the connection broke, or nothing came for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body, and what its head said of it. Iterating raises BodyEnded when it breaks off."""
+
+    pieces: AsyncIterator[bytes]
+    length: int | None = None  # Content-Length, bytes
+    content_range: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the head says that there is none."""
+        return self.length == 0
+
+
+class UploadService:
+    """Everything that may happen to an upload session."""
+
+    def __init__(
+        self,
+        uploads: Uploads,
+        blobs: BlobStore,
+        *,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._uploads = uploads
+        self._blobs = blobs
+        self._now = now
+        self._new_id = new_id
+
+    async def start(self, name: RepositoryName, algorithm: str = CANONICAL) -> UploadState:
+        """Begin a session (OCI end-4a, end-4c)."""
+        started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._now()))
+        state = UploadState(name, self._new_id(), 0, started_at, algorithm)
+        await self._uploads.create(_path(state), started_at)
+        return state
+
+    async def status(self, state: UploadState) -> UploadState:
+        """The session as storage has it (OCI end-13). UploadUnknown."""
+        return state.at(await self._extent(state))
+
+    async def append(self, state: UploadState, body: Body) -> UploadState:
+        """Store a chunk (OCI end-5). RangeInvalid with the true range, SizeInvalid, UploadUnknown."""
+        check_chunk(state, await self._extent(state), body.content_range, body.length)
+        end, hashers = await self._store(state, body)
+        for algorithm, hasher in hashers.items():
+            if (digest_state := hasher.state()) is not None:
+                await self._uploads.save_state(_path(state), algorithm, end, digest_state)
+        return state.at(end)
+
+    async def finish(self, state: UploadState, digest: Digest, body: Body) -> Content:
+        """Store the last chunk, if any, and make the whole a blob of the repository (OCI end-6).
+
+        DigestInvalid (the session is over then), RangeInvalid, SizeInvalid, UploadUnknown.
+        """
+        try:
+            return await self._finish(state, digest, body)
+        except RegistryError as refusal:
+            # Rule U7: whoever lost the answer to a commit, or a race for it, asks again and must hear of success.
+            if isinstance(refusal, DigestInvalid):
+                await self._end(state)
+            try:
+                return await self._blobs.stat(RepositoryName(state.name), digest)
+            except BlobUnknown:
+                raise refusal from None
+
+    async def push(self, name: RepositoryName, digest: Digest, body: Body) -> Content:
+        """A whole blob in one request (OCI end-4b); refusals as `finish`, and no session stays behind."""
+        state = await self.start(name, digest.algorithm)
+        try:
+            return await self.finish(state, digest, body)
+        except RegistryError:
+            await self._end(state)
+            raise
+
+    async def cancel(self, state: UploadState) -> None:
+        """End the session (OCI end-14). UploadUnknown when it has ended."""
+        if not await self._end(state):
+            raise _unknown(state)
+
+    async def _finish(self, state: UploadState, digest: Digest, body: Body) -> Content:
+        size = await self._extent(state)
+        hashers: Hashers = {}
+        if not body.is_empty:
+            try:
+                check_chunk(state, size, body.content_range, body.length)
+                size, hashers = await self._store(state, body)
+            except RegistryError as refusal:
+                # The chunk may be there already: then the chain without this body is what was asked for (U7).
+                if isinstance(refusal, SizeInvalid) or not await self._is(state, size, digest):
+                    raise
+        if not await self._is(state, size, digest, hashers):
+            raise DigestInvalid(f"the {size} bytes of the upload are not {digest}")
+        canonical = digest
+        if digest.algorithm != CANONICAL:
+            canonical = Digest(CANONICAL, await self._hash(state, size, CANONICAL, hashers))
+        return await self._publish(state, Content(digest, canonical, size))
+
+    async def _publish(self, state: UploadState, content: Content) -> Content:
+        try:
+            await self._uploads.commit(_path(state), content.size, layout.blob(content.canonical))
+        except NotFound:
+            raise _unknown(state) from None
+        await self._blobs.links.add(RepositoryName(state.name), content.digest, content.canonical)
+        await self._end(state)
+        return content
+
+    async def _end(self, state: UploadState) -> bool:
+        """Remove the session; False when somebody else did."""
+        try:
+            await self._uploads.remove(_path(state))
+        except NotFound:
+            return False
+        return True
+
+    async def _extent(self, state: UploadState) -> int:
+        try:
+            return await self._uploads.extent(_path(state))
+        except NotFound:
+            raise _unknown(state) from None
+
+    async def _store(self, state: UploadState, body: Body) -> tuple[int, Hashers]:
+        """Add a body at the end of the session: its new size, and the hashers that have seen all of it."""
+        hashers = {name: await self._hasher(state, state.offset, name) for name in {CANONICAL, state.algorithm}}
+
+        def observe(piece: bytes) -> None:
+            for hasher in hashers.values():
+                hasher.update(piece)
+
+        try:
+            writer = await self._uploads.append(_path(state), state.offset, observe)
+        except NotFound:
+            raise _unknown(state) from None
+        try:
+            short = await _pump(body, writer)
+            await writer.seal()
+        except OffsetTaken:
+            raise wrong_offset(await self._extent(state), "another request has stored this chunk") from None
+        except NotFound:
+            raise _unknown(state) from None
+        finally:
+            await writer.discard()
+        if short is not None:  # what came is kept for a resume, and not acknowledged (U8)
+            raise SizeInvalid(short)
+        return state.offset + writer.size, hashers
+
+    async def _is(self, state: UploadState, size: int, digest: Digest, hashers: Hashers | None = None) -> bool:
+        return await self._hash(state, size, digest.algorithm, hashers or {}) == digest.encoded
+
+    async def _hash(self, state: UploadState, size: int, algorithm: str, hashers: Hashers) -> str:
+        hasher = hashers.get(algorithm) or await self._hasher(state, size, algorithm)
+        return hasher.hexdigest()
+
+    async def _hasher(self, state: UploadState, offset: int, algorithm: str) -> Hasher:
+        """A hasher that has seen the first `offset` bytes: from the newest state, plus what it lacks (U5, U6)."""
+        path = _path(state)
+        known, hasher = 0, None
+        if offset and (found := await self._uploads.load_state(path, algorithm, offset)) is not None:
+            known, saved = found
+            hasher = restore_hasher(algorithm, saved, known)
+        if hasher is None:
+            known, hasher = 0, new_hasher(algorithm)
+        if known < offset:
+            try:
+                await self._uploads.replay(path, known, offset, hasher.update)
+            except NotFound:
+                raise _unknown(state) from None
+        return hasher
+
+
+async def _pump(body: Body, writer: SegmentWriter) -> str | None:
+    """Bytes from the client to storage, one batch being stored while the next comes in.
+
+    Returns why the body is not whole, or None.
+    """
+    batch: list[bytes] = []
+    held = 0
+    storing: asyncio.Task[None] | None = None
+    short = None
+    try:
+        async for piece in body.pieces:
+            batch.append(piece)
+            held += len(piece)
+            if held >= _BATCH:
+                if storing is not None:
+                    await storing
+                storing = asyncio.create_task(writer.write(batch))
+                batch, held = [], 0
+    except BodyEnded as error:
+        short = f"the body ended early ({error}); the upload goes on from what came"
+    finally:
+        if storing is not None:
+            await storing
+    if batch:
+        await writer.write(batch)
+    if short is None and body.length is not None and writer.size != body.length:
+        short = f"the body has {writer.size} bytes, Content-Length said {body.length}"
+    return short
+
+
+def _path(state: UploadState) -> str:
+    return layout.upload(RepositoryName(state.name), state.uuid)
+
+
+def _unknown(state: UploadState) -> UploadUnknown:
+    return UploadUnknown(f"{state.name} has no upload {state.uuid}: it was finished, cancelled or purged")

@@ -1,0 +1,221 @@
+"""`registry-cluster serve`: one gunicorn arbiter with its workers. The only place that knows gunicorn's settings.
+
+Killing a node means killing the arbiter's process group: a worker that loses its arbiter notices within a second
+and then stops gracefully.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from cluster import logs
+from cluster.app import Application, build, data_directory, port_of
+from cluster.errors import ConfigError, StorageError
+from cluster.settings import Config
+from cluster.storage import layout
+from cluster.storage.disk import Disk
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.threads import Threads
+
+_BODY_PAUSE = 60  # seconds without a byte of a body; also what the arbiter gives a worker that no longer turns
+_KEEP_ALIVE = 75  # seconds; longer than clients and proxies keep theirs, so that they close first
+_DISCONNECT_GRACE = 60  # seconds for storing what came before a client left
+_LINE_LIMIT = 8190  # bytes of a request line: names, tokens and ten tags fit; also gunicorn's largest
+_SECRET_BYTES = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn, set up from the configuration in place of a file of its own."""
+
+    def __init__(self, config: Config, keys: list[bytes], options: dict[str, Any]) -> None:
+        self._config = config
+        self._keys = keys
+        self._options = options
+        self._application: Application | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        for key, value in self._options.items():
+            self.cfg.set(key, value)
+
+    def load(self) -> Any:
+        """Called in each worker, after the fork: threads and the event loop belong to it."""
+        metrics = None
+        if self._config.http.debug.prometheus.enabled:
+            from cluster.metrics import Metrics  # noqa: PLC0415 - it reads its directory when imported
+
+            metrics = Metrics()
+        self._application = build(self._config, self._keys, metrics=metrics)
+        return self._application.edge
+
+    def on_drain(self) -> None:
+        """The worker was told to stop."""
+        if self._application is not None:
+            self._application.health.draining = True
+
+
+def serve(config: Config) -> None:
+    """Run until a signal. Raises ConfigError when storage or the secret cannot be used; SystemExit at the end."""
+    logs.set_up(config.log.level, config.log.formatter, config.log.fields)
+    check_storage(config)
+    keys = key_ring(config)
+    _set_up_metrics(config)
+    Server(config, keys, _options(config)).run()
+
+
+def _options(config: Config) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "bind": _binds(config),
+        "workers": _workers(config),
+        "worker_class": "cluster.worker.RegistryWorker",
+        "keepalive": _KEEP_ALIVE,
+        "timeout": _BODY_PAUSE,
+        "graceful_timeout": max(int(config.http.draintimeout), 1),
+        "asgi_disconnect_grace_period": _DISCONNECT_GRACE,
+        "limit_request_line": _LINE_LIMIT,
+        "limit_request_fields": 100,
+        "proc_name": "registry-cluster",
+        "loglevel": {"warn": "warning"}.get(config.log.level, config.log.level),
+        "logger_class": "cluster.serve.GunicornLog",
+        "backlog": 2048,
+        "control_socket_disable": True,
+        "forwarded_allow_ips": "",
+    }
+    if config.http.debug.prometheus.enabled:
+        options["child_exit"] = _forget_worker
+    return options
+
+
+def _binds(config: Config) -> list[str]:
+    address = f"unix:{config.http.addr}" if config.http.net == "unix" else _bind(config.http.addr)
+    if not config.http.debug.addr:
+        return [address]
+    if port_of(config.http.debug.addr) in (None, port_of(config.http.addr)):
+        raise ConfigError(
+            [f"http.debug.addr: {config.http.debug.addr!r}: wanted host:port, another port than http.addr"]
+        )
+    return [address, _bind(config.http.debug.addr)]
+
+
+def _bind(address: str) -> str:
+    """Go's `:5000` means every address, IPv6 too where there is any."""
+    host, _, port = address.rpartition(":")
+    return address if host else f"[::]:{port}" if os.path.exists("/proc/net/if_inet6") else f"0.0.0.0:{port}"
+
+
+def _workers(config: Config) -> int:
+    """WEB_CONCURRENCY, else `cluster.workers`, else one for each core that this process may use."""
+    if config.storage.driver == "inmemory":
+        return 1
+    text = os.environ.get("WEB_CONCURRENCY", "")
+    if text and not (text.isdecimal() and int(text)):
+        raise ConfigError([f"WEB_CONCURRENCY: {text!r}: wanted a number of workers, 1 or more"])
+    return int(text or 0) or config.cluster.workers or len(os.sched_getaffinity(0))
+
+
+def check_storage(config: Config) -> None:
+    """Refuse to start on storage that cannot be used. ConfigError."""
+    if config.storage.driver != "filesystem":
+        return
+    root = config.storage.filesystem.rootdirectory
+    read_only = config.storage.maintenance.readonly.enabled
+    if not os.path.isdir(root):
+        raise ConfigError(
+            [f"storage.filesystem.rootdirectory: {root!r} is not a directory: create it or correct the path"]
+        )
+    try:
+        if not read_only:
+            os.makedirs(data_directory(config), exist_ok=True)
+        driver = FilesystemDriver(data_directory(config), Threads(1, 1), writable=not read_only)
+        driver.check()
+    except (OSError, StorageError) as error:
+        hint = "make it writable for this user, or set storage.maintenance.readonly"
+        raise ConfigError(
+            [f"storage.filesystem.rootdirectory: {root!r} cannot be used: {error}: {hint}"]
+        ) from error
+
+
+def key_ring(config: Config) -> list[bytes]:
+    """`http.secret` and `cluster.secrets`: sign with the first, accept any.
+
+    A single node without a secret draws one and keeps it beside its data, so that uploads outlive a restart.
+    """
+    ring = [secret.encode() for secret in (config.http.secret, *config.cluster.secrets) if secret]
+    if ring:
+        return ring
+    _log.warning("http.secret is empty: drawing one for this node; several nodes need the same one written down")
+    if config.storage.driver != "filesystem" or config.storage.maintenance.readonly.enabled:
+        return [secrets.token_bytes(_SECRET_BYTES)]
+    return [_kept_secret(f"{data_directory(config)}/{layout.SECRET}")]
+
+
+def _kept_secret(path: str) -> bytes:
+    """The secret in a file of mode 0600; drawn, durably, by whoever comes first."""
+    disk = Disk()
+    try:
+        return disk.read(path)
+    except FileNotFoundError:
+        pass
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{secrets.token_hex(8)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        disk.write(fd, secrets.token_hex(_SECRET_BYTES).encode())
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
+    try:
+        disk.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        disk.unlink(temporary)
+    disk.sync_path(os.path.dirname(path))
+    return disk.read(path)
+
+
+def _set_up_metrics(config: Config) -> None:
+    """The directory in which the workers share their numbers."""
+    if config.http.debug.prometheus.enabled:
+        directory = tempfile.mkdtemp(prefix="registry-cluster-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        owner = os.getpid()
+        atexit.register(lambda: shutil.rmtree(directory, ignore_errors=True) if os.getpid() == owner else None)
+
+
+def _forget_worker(_: Any, worker: Any) -> None:
+    from cluster.metrics import forget_worker  # noqa: PLC0415 - it reads its directory when imported
+
+    forget_worker(worker.pid)
+
+
+class GunicornLog:
+    """gunicorn's log, in our form. It asks for these methods; requests are logged elsewhere (cluster/logs.py)."""
+
+    access_log_enabled = False
+
+    def __init__(self, _: Any) -> None:
+        self.error_log = logging.getLogger("gunicorn")
+        self.access_log = logging.getLogger("gunicorn.access")
+        log = self.error_log
+        self.critical, self.error, self.warning = log.critical, log.error, log.warning
+        self.info, self.debug, self.exception, self.log = log.info, log.debug, log.exception, log.log
+
+    def access(self, *_: object) -> None:
+        """Not here."""
+
+    def reopen_files(self) -> None:
+        """There are none: the log goes to stderr."""
+
+    def close_on_exec(self) -> None:
+        """There are no files to close."""

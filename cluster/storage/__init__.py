@@ -1,0 +1,1 @@
+"""Bytes that must survive: the ports, the layout, and the drivers."""

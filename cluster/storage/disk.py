@@ -1,0 +1,135 @@
+"""The system calls that storage stands on, one method each: the seam at which tests take the disk away.
+
+Blocking; raises OSError. Nothing here decides anything. Tests put a disk in its place that forgets what was not
+synced, or one that stops at every step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_COPY_CHUNK = 1 << 30  # bytes asked of the kernel in one copy_file_range
+_READ_CHUNK = 256 * 1024
+_NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What stat tells of a file or directory."""
+
+    size: int
+    modified: float  # seconds since the epoch
+    stamp: int  # nanoseconds; changes when the content (of a directory: the names in it) does
+    is_directory: bool
+
+
+class Disk:
+    """The real one."""
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def pieces(self, path: str, start: int, stop: int, size: int) -> Iterator[bytes]:
+        """The bytes from start to stop, at most `size` at a time."""
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            while start < stop:
+                piece = file.read(min(size, stop - start))
+                if not piece:
+                    raise OSError(errno.EIO, "the file ended before the bytes that were asked of it", path)
+                start += len(piece)
+                yield piece
+
+    def status(self, path: str) -> Status:
+        found = os.stat(path)
+        return Status(found.st_size, found.st_mtime, found.st_mtime_ns, stat.S_ISDIR(found.st_mode))
+
+    def names(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def create(self, path: str) -> int:
+        """A new file for writing; FileExistsError when there is one."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def open_lock(self, path: str) -> int:
+        """A file that is only ever locked; made when missing."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def write(self, fd: int, data: bytes) -> None:
+        """All of it: a short write goes on where it stopped."""
+        written = os.write(fd, data)
+        while written < len(data):
+            written += os.write(fd, memoryview(data)[written:])
+
+    def copy(self, source: str, fd: int, size: int) -> None:
+        """Append the first `size` bytes of a file; inside the kernel where it can (a reflink where it has them)."""
+        source_fd = self.open(source)
+        try:
+            while size:
+                size -= self._copy_some(source_fd, fd, size)
+        finally:
+            os.close(source_fd)
+
+    def _copy_some(self, source_fd: int, fd: int, size: int) -> int:
+        try:
+            done = os.copy_file_range(source_fd, fd, min(size, _COPY_CHUNK))
+        except OSError as error:
+            if error.errno not in _NO_COPY_RANGE:
+                raise
+            data = os.read(source_fd, min(size, _READ_CHUNK))
+            self.write(fd, data)
+            done = len(data)
+        if not done:
+            raise OSError(errno.EIO, "the file ended before the bytes that were asked of it")
+        return done
+
+    def seal(self, fd: int) -> None:
+        """Nobody is to write this file again (rule B1); others may read it, as Distribution does."""
+        os.fchmod(fd, 0o444)
+
+    def sync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def sync_path(self, path: str) -> None:
+        """Make a file's content, or a directory's entries, durable."""
+        fd = self.open(path)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def try_lock(self, fd: int) -> bool:
+        """Lock the file against every other opening of it, on any host; False when somebody holds it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path)
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
+    def link(self, source: str, target: str) -> None:
+        """A second name for a file; FileExistsError when the name is taken: exactly one caller wins."""
+        os.link(source, target)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)

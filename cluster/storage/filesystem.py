@@ -1,0 +1,305 @@
+"""The storage port on a file system: POSIX names, rename and flock; local, or shared between the nodes.
+
+Owns the durable write and the locks. Upload sessions are in segments.py, paths in layout.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import errno
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cluster.storage import cached, layout
+from cluster.storage.disk import Disk
+from cluster.storage.driver import LockTimeout, NotFound
+from cluster.storage.threads import Tenure, Threads
+
+CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
+_LOCK_PAUSE = (0.002, 0.1)  # seconds between two tries: the first, the longest
+_LISTINGS = 256  # directories whose sorted names are kept
+_LISTING_REST = 2_000_000_000  # nanoseconds a directory must have been left alone before its stamp is believed
+
+
+class Directories:
+    """Makes directories durably, and remembers which need not be made durable again."""
+
+    def __init__(self, root: str, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+        self._settled: set[str] = {root}
+
+    def ensure(self, directory: str) -> None:
+        """The directory is there, and its entry and those above it are durable, whoever made them."""
+        if directory in self._settled:
+            return
+        parent = os.path.dirname(directory)
+        self.ensure(parent)
+        try:
+            self._disk.mkdir(directory)
+        except FileExistsError:
+            pass
+        self._disk.sync_path(parent)
+        if layout.is_permanent(directory[len(self._root) + 1 :]):
+            self._settled.add(directory)
+
+    def forget(self) -> None:
+        """Somebody removed a directory by hand: look again."""
+        self._settled = {self._root}
+
+
+class FileReader:
+    """A file opened for reading."""
+
+    def __init__(self, fd: int, size: int, threads: Threads, *, try_cached: bool) -> None:
+        self.size = size
+        self._fd = fd
+        self._threads = threads
+        self._try_cached = try_cached
+        self._tenure = Tenure(lambda: os.close(fd))
+
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        while start < stop:
+            chunk = await self._read(min(CHUNK, stop - start), start)
+            if not chunk:
+                raise NotFound(f"the file ended at {start}, before {stop}")
+            start += len(chunk)
+            yield chunk
+
+    async def _read(self, size: int, offset: int) -> bytes:
+        if self._try_cached:
+            try:
+                return cached.pread_cached(self._fd, size, offset)
+            except OSError:  # not in the cache, or a real error: a thread finds out
+                pass
+        with self._tenure:
+            return await self._threads.run_long(os.pread, self._fd, size, offset)
+
+    def close(self) -> None:
+        self._tenure.end()
+
+
+class FilesystemDriver:
+    """A Driver on the directory `root`, which must exist."""
+
+    def __init__(self, root: str, threads: Threads, disk: Disk | None = None, *, writable: bool = True) -> None:
+        self._root = root.rstrip("/")
+        self._threads = threads
+        self._disk = disk or Disk()
+        self._writable = writable
+        self._try_cached = disk is None and cached.is_supported(root)
+        self.directories = Directories(self._root, self._disk)
+        self._listings: OrderedDict[str, tuple[int, list[str]]] = OrderedDict()
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    async def read(self, path: str) -> bytes:
+        full = self._full(path)
+        if self._try_cached:
+            try:
+                return cached.read_cached(full)
+            except OSError:
+                pass
+        return await self._threads.run(self._disk.read, full)
+
+    async def size(self, path: str) -> int:
+        full = self._full(path)
+        if self._try_cached:
+            try:
+                return cached.size_cached(full)
+            except OSError:
+                pass
+        return (await self._threads.run(self._disk.status, full)).size
+
+    async def open(self, path: str) -> FileReader:
+        full = self._full(path)
+        if self._try_cached:
+            try:
+                return self._reader(cached.open_cached(full))
+            except OSError:
+                pass
+        return self._reader(await self._threads.run(self._disk.open, full))
+
+    def _reader(self, fd: int) -> FileReader:
+        return FileReader(fd, os.fstat(fd).st_size, self._threads, try_cached=self._try_cached)
+
+    async def write(self, path: str, content: bytes) -> None:
+        await self._threads.run(self._write, self._full(path), content)
+
+    def _write(self, path: str, content: bytes) -> None:
+        """The durable write: complete and synced under another name, then renamed, then the rename is synced."""
+        if self._holds(path, content):
+            self._disk.sync_path(path)
+            self.directories.ensure(os.path.dirname(path))
+            self._disk.sync_path(os.path.dirname(path))
+            return
+        temporary = self.temporary()
+        try:
+            fd = self._disk.create(temporary)
+            try:
+                self._disk.write(fd, content)
+                self._disk.sync(fd)
+            finally:
+                self._disk.close(fd)
+            self.place(temporary, path)
+        except OSError:
+            self._drop(temporary)
+            raise
+
+    def place(self, temporary: str, path: str) -> None:
+        """Give a synced file its name, in place of what is there, durably."""
+        directory = os.path.dirname(path)
+        self.directories.ensure(directory)
+        try:
+            self._disk.rename(temporary, path)
+        except FileNotFoundError:  # somebody removed the directory since it was settled
+            self.directories.forget()
+            self.directories.ensure(directory)
+            self._disk.rename(temporary, path)
+        self._disk.sync_path(directory)
+
+    def temporary(self) -> str:
+        """A path for a file on its way to its place. The purger removes what a crash leaves there."""
+        directory = self._full(layout.TEMPORARY)
+        self.directories.ensure(directory)
+        return f"{directory}/{secrets.token_hex(16)}"
+
+    def _holds(self, path: str, content: bytes) -> bool:
+        try:
+            return self._disk.read(path) == content
+        except OSError:
+            return False
+
+    def _drop(self, path: str) -> None:
+        try:
+            self._disk.unlink(path)
+        except OSError:
+            pass
+
+    async def names(self, path: str, after: str = "", limit: int | None = None) -> list[str]:
+        names = await self._threads.run(self._sorted_names, self._full(path))
+        start = bisect.bisect_right(names, after) if after else 0
+        return names[start:] if limit is None else names[start : start + limit]
+
+    def _sorted_names(self, path: str) -> list[str]:
+        """The names in byte order. An unchanged directory is not read again: a page costs what it holds."""
+        stamp = self._disk.status(path).stamp
+        known = self._listings.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        names = sorted(self._disk.names(path))
+        # Two changes within one tick of the clock leave the same stamp: only an old one tells the truth.
+        if time.time_ns() - stamp > _LISTING_REST:
+            self._listings[path] = (stamp, names)
+            while len(self._listings) > _LISTINGS:
+                self._listings.popitem(last=False)
+        return names
+
+    async def stamp(self, path: str) -> int:
+        return (await self._threads.run(self._disk.status, self._full(path))).stamp
+
+    async def remove(self, path: str) -> None:
+        await self._threads.run(self._remove, self._full(path))
+
+    def _remove(self, path: str) -> None:
+        try:
+            self._disk.unlink(path)
+        except (IsADirectoryError, PermissionError):
+            remove_tree(self._disk, path)
+        self._disk.sync_path(os.path.dirname(path))
+
+    @asynccontextmanager
+    async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
+        full = self._full(path)
+        fd = await self._threads.run(self._open_lock, full)
+        tenure = Tenure(lambda: self._disk.close(fd))
+        try:
+            with tenure:
+                await self._acquire(fd, path, timeout)
+                yield
+        finally:
+            tenure.end()
+
+    def _open_lock(self, path: str) -> int:
+        try:
+            return self._disk.open_lock(path)
+        except FileNotFoundError:
+            self.directories.forget()
+            self.directories.ensure(os.path.dirname(path))
+            return self._disk.open_lock(path)
+
+    async def _acquire(self, fd: int, path: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause, longest = _LOCK_PAUSE
+        while not await self._threads.run(self._disk.try_lock, fd):
+            if time.monotonic() >= deadline:
+                raise LockTimeout(f"{path} was locked by another writer for {timeout:g} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, longest)
+
+    async def sweep(self, before: float) -> int:
+        return await self._threads.run_long(self._sweep, self._full(layout.TEMPORARY), before)
+
+    def _sweep(self, directory: str, before: float) -> int:
+        try:
+            names = self._disk.names(directory)
+        except FileNotFoundError:
+            return 0
+        old = [name for name in names if self._is_older(f"{directory}/{name}", before)]
+        for name in old:
+            self._drop(f"{directory}/{name}")
+        return len(old)
+
+    def _is_older(self, path: str, before: float) -> bool:
+        try:
+            return self._disk.status(path).modified < before
+        except FileNotFoundError:
+            return False
+
+    async def probe(self) -> None:
+        await self._threads.run(self.check)
+
+    def check(self) -> None:
+        """Write, sync and remove a file (only look, where nothing may be written). Raises OSError."""
+        if not self._writable:
+            self._disk.status(self._root)
+            return
+        temporary = self.temporary()
+        try:
+            fd = self._disk.create(temporary)
+        except FileNotFoundError:
+            self.directories.forget()
+            temporary = self.temporary()
+            fd = self._disk.create(temporary)
+        try:
+            self._disk.write(fd, b"probe")
+            self._disk.sync(fd)
+        finally:
+            self._disk.close(fd)
+            self._drop(temporary)
+
+
+def remove_tree(disk: Disk, path: str) -> None:
+    """Remove a directory with all that is in it. What is gone already is no error."""
+    try:
+        for name in disk.names(path):
+            child = f"{path}/{name}"
+            try:
+                disk.unlink(child)
+            except (IsADirectoryError, PermissionError):
+                remove_tree(disk, child)
+            except FileNotFoundError:
+                pass
+        disk.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        remove_tree(disk, path)

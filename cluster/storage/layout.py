@@ -1,0 +1,124 @@
+"""Every path on storage, drawn once. Distribution's layout to the byte; what is ours begins with `_`.
+
+Below `<rootdirectory>/docker/registry/v2/`:
+
+    blobs/<alg>/<first 2 hex>/<hex>/data                       the bytes of blobs and manifests
+    repositories/<name>/
+        _layers/<alg>/<hex>/link                               the blob is in this repository
+        _manifests/revisions/<alg>/<hex>/link                  the manifest is in this repository
+        _manifests/tags/<tag>/current/link                     what the tag points to
+        _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
+        _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
+        _referrers/<alg>/<hex of the subject>/<alg>-<hex>      ours: descriptor of one referrer, as JSON
+        _referrers/_seen                                       ours: which revisions were looked at for a subject
+        _uploads/<uuid>/startedat                              when the upload began
+        _uploads/<uuid>/data                                   its bytes, where Distribution took them
+        _uploads/<uuid>/_seg/...                               its bytes, where we took them (storage/segments.py)
+        _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
+    _cluster/secret                                            ours: the secret that a single node drew for itself
+    _cluster/tmp/                                              ours: files on their way to their place
+    _cluster/locks/<role>                                      ours: who purges
+
+A `link` holds a digest, 71 bytes for sha256, without a newline. What lies under sha512 is a link to its sha256.
+All that begins with `_` and is ours can be removed while no node runs: it is rebuilt, or only cost a retry.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cluster.oci.digest import ALGORITHMS, Digest
+from cluster.oci.reference import RepositoryName, Tag
+
+ROOT = "docker/registry/v2"  # below the configured root directory
+REPOSITORIES = "repositories"
+SECRET = "_cluster/secret"  # noqa: S105 - a path
+TEMPORARY = "_cluster/tmp"
+PURGER_LOCK = "_cluster/locks/purger"
+MANIFESTS_DIRECTORY = "_manifests"
+
+# Directories that no registry removes once they are there: their own entry need be made durable only once.
+_PERMANENT = re.compile(
+    r"(?:.*/)?(?:blobs|repositories|_layers|_manifests|revisions|tags|_uploads|_referrers|_locks|_cluster"
+    r"|tmp|locks|repositories(?:/[a-z0-9][^/]*)+|(?:blobs|_layers|revisions)/(?:sha256|sha512)|blobs/(?:sha256|sha512)/[0-9a-f]{2})"
+)
+
+
+def is_permanent(directory: str) -> bool:
+    """Whether a directory stays for ever once it was made."""
+    return _PERMANENT.fullmatch(directory) is not None
+
+
+def blob(digest: Digest) -> str:
+    """The bytes themselves; the digest must be a sha256."""
+    return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}/data"
+
+
+def layer_link(name: RepositoryName, digest: Digest) -> str:
+    return f"repositories/{name}/_layers/{digest.algorithm}/{digest.encoded}/link"
+
+
+def revision_link(name: RepositoryName, digest: Digest) -> str:
+    return f"repositories/{name}/_manifests/revisions/{digest.algorithm}/{digest.encoded}/link"
+
+
+def revisions(name: RepositoryName, algorithm: str) -> str:
+    return f"repositories/{name}/_manifests/revisions/{algorithm}"
+
+
+def manifests(name: RepositoryName) -> str:
+    return f"repositories/{name}/{MANIFESTS_DIRECTORY}"
+
+
+def tags(name: RepositoryName) -> str:
+    return f"repositories/{name}/_manifests/tags"
+
+
+def tag(name: RepositoryName, tag: Tag) -> str:
+    return f"repositories/{name}/_manifests/tags/{tag}"
+
+
+def tag_link(name: RepositoryName, tag: Tag) -> str:
+    return f"repositories/{name}/_manifests/tags/{tag}/current/link"
+
+
+def tag_index_link(name: RepositoryName, tag: Tag, digest: Digest) -> str:
+    return f"repositories/{name}/_manifests/tags/{tag}/index/{digest.algorithm}/{digest.encoded}/link"
+
+
+def tag_lock(name: RepositoryName, tag: Tag) -> str:
+    return f"repositories/{name}/_manifests/_locks/{tag}"
+
+
+def uploads(name: RepositoryName) -> str:
+    return f"repositories/{name}/_uploads"
+
+
+def upload(name: RepositoryName, uuid: str) -> str:
+    return f"repositories/{name}/_uploads/{uuid}"
+
+
+def referrers(name: RepositoryName, subject: Digest) -> str:
+    return f"repositories/{name}/_referrers/{subject.algorithm}/{subject.encoded}"
+
+
+def referrer(name: RepositoryName, subject: Digest, digest: Digest) -> str:
+    return f"{referrers(name, subject)}/{file_name(digest)}"
+
+
+def seen(name: RepositoryName) -> str:
+    """One `<alg>-<hex>` a line. Two writers may lose each other's lines: then these are looked at again."""
+    return f"repositories/{name}/_referrers/_seen"
+
+
+def file_name(digest: Digest) -> str:
+    """A digest as one path component."""
+    return f"{digest.algorithm}-{digest.encoded}"
+
+
+def digest_of(file_name: str) -> Digest | None:
+    """The digest that `file_name` was made from, or None for a name that is none."""
+    algorithm, _, encoded = file_name.partition("-")
+    if len(encoded) != ALGORITHMS.get(algorithm) or set(encoded) - set("0123456789abcdef"):
+        return None
+    return Digest(algorithm, encoded)

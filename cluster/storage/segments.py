@@ -1,0 +1,402 @@
+"""Upload sessions on a file system: one private file for each PATCH, published under its offset by link(2).
+
+The rules U1 to U11 that keep this right between nodes, and the trace that each prevents, are in ARCHITECTURE.md,
+"Uploads". Below the session's directory (`_uploads/<uuid>/`):
+
+    _seg/<offset>                  a published segment: sealed, read-only, begins at this byte (20 digits)
+    _seg/<offset>.<16 hex>         private to the writer that holds its lock; free lock: its writer died (U4)
+    _seg/commit.<16 hex>           several segments on their way to being one blob
+    data                           what Distribution took before it handed over, the segment at 0 (U11)
+    hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
+
+`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). Nothing here computes or compares digests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cluster.storage.disk import Disk
+from cluster.storage.driver import NotFound, Observer, OffsetTaken
+from cluster.storage.filesystem import FilesystemDriver, remove_tree
+from cluster.storage.threads import Tenure, Threads
+
+_PUBLISHED = re.compile(r"[0-9]{20}")
+_PRIVATE = re.compile(r"([0-9]{20})\.[0-9a-f]{16}")
+_STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
+_READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
+_GONE = "_gone."
+
+
+class Segment(NamedTuple):
+    """A run of bytes of a session, in a file that never changes (`data` excepted)."""
+
+    path: str
+    start: int
+    size: int
+    sealed: bool
+
+
+@dataclass(slots=True)
+class _Chain:
+    """A session as found: the unbroken run of segments from 0, and the private files that begin at its end."""
+
+    segments: list[Segment]
+    end: int
+    private: list[str]  # the longest first
+
+
+class _Writer:
+    """The private file of one PATCH."""
+
+    def __init__(self, uploads: SegmentUploads, session: str, fd: int, path: str, offset: int, observe: Observer):
+        self.size = 0
+        self._uploads = uploads
+        self._session = session
+        self._fd = fd
+        self._path = path
+        self._offset = offset
+        self._observe = observe
+        self._open = True
+        self._sealing = False
+        # The lock goes with the descriptor; a write that hangs keeps both.
+        self._tenure = Tenure(lambda: uploads.disk.close(fd) if self._open else None)
+
+    async def write(self, pieces: list[bytes]) -> None:
+        with self._tenure:
+            await self._uploads.threads.run_long(self._write, pieces)
+
+    def _write(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._uploads.disk.write(self._fd, piece)
+            self._observe(piece)
+            self.size += len(piece)
+
+    async def seal(self) -> None:
+        self._sealing = True
+        with self._tenure:
+            await self._uploads.threads.run_long(self._seal)
+
+    def _seal(self) -> None:
+        disk = self._uploads.disk
+        try:
+            try:
+                if self.size:
+                    disk.sync(self._fd)
+                    disk.seal(self._fd)
+            finally:
+                # Closed before it is published: from then on no descriptor for writing is left anywhere (U2).
+                self._open = False
+                disk.close(self._fd)
+            if self.size:
+                self._uploads.publish(self._session, self._path, self._offset)
+        finally:
+            self._uploads.drop(self._path)
+
+    async def discard(self) -> None:
+        if not self._sealing:
+            self._sealing = True
+            self._tenure.end()
+            await self._uploads.threads.run(self._uploads.drop, self._path)
+
+
+class SegmentUploads:
+    """The Uploads port beside a FilesystemDriver, on the same root."""
+
+    def __init__(self, root: str, driver: FilesystemDriver, threads: Threads, disk: Disk | None = None) -> None:
+        self._root = root.rstrip("/")
+        self._driver = driver
+        self.threads = threads
+        self.disk = disk or Disk()
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    async def create(self, path: str, started_at: str) -> None:
+        await self.threads.run(self._create, self._full(path), started_at.encode())
+
+    def _create(self, session: str, started_at: bytes) -> None:
+        # Not synced: a session holds nothing that was promised before its first segment is published.
+        parent = os.path.dirname(session)
+        self._driver.directories.ensure(parent)
+        try:
+            self.disk.mkdir(session)
+        except FileNotFoundError:
+            self._driver.directories.forget()
+            self._driver.directories.ensure(parent)
+            self.disk.mkdir(session)
+        self.disk.mkdir(f"{session}/_seg")
+        fd = self.disk.create(f"{session}/startedat")
+        try:
+            self.disk.write(fd, started_at)
+        finally:
+            self.disk.close(fd)
+
+    async def started_at(self, path: str) -> str:
+        content = await self._driver.read(f"{path}/startedat")
+        return content[:64].decode("ascii", "replace")
+
+    async def extent(self, path: str) -> int:
+        return await self.threads.run_long(self._extent, self._full(path))
+
+    def _extent(self, session: str) -> int:
+        """The end of the chain, after adopting what dead writers left there (U4)."""
+        chain = self._chain(session)
+        while any(self._adopt(session, path, chain.end) for path in chain.private):
+            chain = self._chain(session)
+        return chain.end
+
+    def _chain(self, session: str) -> _Chain:
+        self.disk.status(f"{session}/startedat")  # FileNotFoundError: no such session
+        try:
+            names = self.disk.names(f"{session}/_seg")
+        except FileNotFoundError:  # Distribution began it
+            names = []
+        published = {int(name) for name in names if _PUBLISHED.fullmatch(name)}
+        segments = list(self._base(session, published))
+        end = sum(segment.size for segment in segments)
+        while end in published:
+            path = f"{session}/_seg/{end:020d}"
+            segments.append(Segment(path, end, self.disk.status(path).size, True))
+            end += segments[-1].size
+        found = (match for match in map(_PRIVATE.fullmatch, names) if match)
+        private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
+        return _Chain(segments, end, sorted(private, key=self._size, reverse=True))
+
+    def _size(self, path: str) -> int:
+        try:
+            return self.disk.status(path).size
+        except FileNotFoundError:
+            return 0
+
+    def _base(self, session: str, published: set[int]) -> Iterator[Segment]:
+        """Distribution's `data`, up to where we first published behind it (U11)."""
+        try:
+            size = self.disk.status(f"{session}/data").size
+        except FileNotFoundError:
+            return
+        size = min(size, min(published, default=size))
+        if size:
+            yield Segment(f"{session}/data", 0, size, False)
+
+    def _adopt(self, session: str, path: str, offset: int) -> bool:
+        """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
+        try:
+            size = self.disk.status(path).size
+            if not size or not self._is_abandoned(path):
+                return False
+        except FileNotFoundError:  # its writer, or another adopter, was first
+            return True
+        # A copy: the lock may be free because its stopped writer lost it, and that writer may yet wake.
+        copy, fd = self._private(session, f"{offset:020d}")
+        try:
+            self._copy_and_close([Segment(path, offset, size, False)], fd)
+            self.publish(session, copy, offset)
+        except (OffsetTaken, FileNotFoundError):
+            pass
+        finally:
+            self.drop(copy)
+        self.drop(path)
+        return True
+
+    def _is_abandoned(self, path: str) -> bool:
+        fd = self.disk.open(path)
+        try:
+            return self.disk.try_lock(fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return False  # NFS locks only what is open for writing, and that nobody but the writer may do (U1)
+        finally:
+            self.disk.close(fd)
+
+    def _copy_and_close(self, segments: list[Segment], fd: int) -> None:
+        """Fill a private file and seal it."""
+        try:
+            for segment in segments:
+                self.disk.copy(segment.path, fd, segment.size)
+            self.disk.sync(fd)
+            self.disk.seal(fd)
+        finally:
+            self.disk.close(fd)
+
+    def _private(self, session: str, stem: str) -> tuple[str, int]:
+        """A new private file and its descriptor, whose lock is held. FileNotFoundError: the session is gone."""
+        while True:
+            path = f"{session}/_seg/{stem}.{secrets.token_hex(8)}"
+            fd = self.disk.create(path)
+            if self.disk.try_lock(fd):
+                return path, fd
+            # Somebody asked for the status between the two calls and is looking at the lock: leave him this one.
+            self.disk.close(fd)
+
+    def publish(self, session: str, path: str, offset: int) -> None:
+        """Give a sealed file its offset; the one operation that only one writer can win (U2)."""
+        directory = f"{session}/_seg"
+        try:
+            self.disk.link(path, f"{directory}/{offset:020d}")
+        except FileExistsError:
+            raise OffsetTaken(f"another writer has published a segment at {offset}") from None
+        self.disk.sync_path(directory)
+        if offset == 0:  # the first promise of this session: the session itself must be durable too
+            self.disk.sync_path(f"{session}/startedat")
+        self.disk.sync_path(session)
+        self.disk.sync_path(os.path.dirname(session))
+
+    def drop(self, path: str) -> None:
+        """Remove a private file; the purger finds it otherwise."""
+        try:
+            self.disk.unlink(path)
+        except OSError:
+            pass
+
+    async def append(self, path: str, offset: int, observe: Observer) -> _Writer:
+        session = self._full(path)
+        private, fd = await self.threads.run(self._begin, session, offset)
+        return _Writer(self, session, fd, private, offset, observe)
+
+    def _begin(self, session: str, offset: int) -> tuple[str, int]:
+        try:
+            return self._private(session, f"{offset:020d}")
+        except FileNotFoundError:
+            self.disk.mkdir(f"{session}/_seg")  # a session that Distribution began; if it is gone, so is this
+            return self._private(session, f"{offset:020d}")
+
+    async def replay(self, path: str, start: int, stop: int, observe: Observer) -> None:
+        await self.threads.run_long(self._replay, self._full(path), start, stop, observe)
+
+    def _replay(self, session: str, start: int, stop: int, observe: Observer) -> None:
+        for segment in self._chain(session).segments:
+            first, last = max(start, segment.start), min(stop, segment.start + segment.size)
+            if first < last:
+                self._show(segment.path, first - segment.start, last - segment.start, observe)
+
+    def _show(self, path: str, start: int, stop: int, observe: Observer) -> None:
+        for piece in self.disk.pieces(path, start, stop, _READ):
+            observe(piece)
+
+    async def load_state(self, path: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
+        directory = f"{path}/hashstates/{algorithm}"
+        try:  # nearly always there is one for this very offset
+            return offset, (await self._driver.read(f"{directory}/{offset}"))[:_STATE_LIMIT]
+        except NotFound:
+            pass
+        try:
+            names = await self.threads.run(self.disk.names, self._full(directory))
+            known = max(int(name) for name in names if name.isdecimal() and int(name) < offset)
+            return known, (await self._driver.read(f"{directory}/{known}"))[:_STATE_LIMIT]
+        except (NotFound, ValueError):
+            return None
+
+    async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
+        await self.threads.run(self._save_state, self._full(path), algorithm, offset, state)
+
+    def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
+        # Not synced: a state that a loss of power leaves empty or short is not taken for one, and is made again.
+        for directory in ("hashstates", f"hashstates/{algorithm}"):
+            try:
+                self.disk.mkdir(f"{session}/{directory}")
+            except FileExistsError:
+                pass
+            except FileNotFoundError:  # the session has ended; it must not come back (J5)
+                return
+        path = f"{session}/hashstates/{algorithm}/{offset}"
+        temporary = self._driver.temporary()
+        fd = self.disk.create(temporary)
+        try:
+            self.disk.write(fd, state)
+        finally:
+            self.disk.close(fd)
+        try:
+            self.disk.rename(temporary, path)
+        except FileNotFoundError:
+            self.drop(temporary)
+
+    async def commit(self, path: str, size: int, target: str) -> None:
+        await self.threads.run_long(self._commit, self._full(path), size, self._full(target))
+
+    def _commit(self, session: str, size: int, target: str) -> None:
+        segments = self._chain(session).segments
+        if sum(segment.size for segment in segments) != size:
+            raise NotFound(f"the upload no longer holds exactly {size} bytes")
+        if len(segments) == 1 and segments[0].sealed:
+            self._link_blob(segments[0].path, size, target)
+            return
+        whole, fd = self._private(session, "commit")
+        try:
+            self._copy_and_close(segments, fd)
+            self._link_blob(whole, size, target)
+        finally:
+            self.drop(whole)
+
+    def _link_blob(self, source: str, size: int, target: str) -> None:
+        """The blob appears complete, or was there: it is the same content (U6, B1)."""
+        directory = os.path.dirname(target)
+        self._driver.directories.ensure(directory)
+        try:
+            self.disk.link(source, target)
+        except FileNotFoundError:  # a garbage collection took the empty directory
+            self._driver.directories.ensure(directory)
+            self.disk.link(source, target)
+        except FileExistsError:
+            if self.disk.status(target).size != size:  # not of ours: a crash of something else cut it
+                temporary = self._driver.temporary()
+                self.disk.link(source, temporary)
+                self.disk.rename(temporary, target)
+            else:
+                self.disk.sync_path(target)
+        self.disk.sync_path(directory)
+
+    async def remove(self, path: str) -> None:
+        await self.threads.run(self._remove, self._full(path))
+
+    def _remove(self, session: str) -> None:
+        remove_tree(self.disk, self._set_aside(session))
+
+    def _set_aside(self, session: str) -> str:
+        """One rename ends the session for everybody: who publishes later finds no directory (U9)."""
+        parent, uuid = os.path.split(session)
+        gone = f"{parent}/{_GONE}{uuid}.{secrets.token_hex(8)}"
+        self.disk.rename(session, gone)
+        self.disk.sync_path(parent)
+        return gone
+
+    async def purge(self, path: str, before: float, *, dry_run: bool = False) -> bool:
+        try:
+            return await self.threads.run_long(self._purge, self._full(path), before, dry_run)
+        except NotFound:
+            return False
+
+    def _purge(self, session: str, before: float, dry_run: bool) -> bool:
+        set_aside = os.path.basename(session).startswith(_GONE)
+        if set_aside:
+            idle = self.disk.status(session).modified < before
+        else:
+            idle = self._newest(session) < before and not self._has_writer(session)
+        if idle and not dry_run:
+            remove_tree(self.disk, session if set_aside else self._set_aside(session))
+        return idle
+
+    def _newest(self, session: str) -> float:
+        """When anything in the session last changed."""
+        newest = self.disk.status(session).modified
+        for name in self.disk.names(session):
+            status = self.disk.status(f"{session}/{name}")
+            newest = max(newest, status.modified)
+            if status.is_directory:
+                newest = max(newest, self._newest(f"{session}/{name}"))
+        return newest
+
+    def _has_writer(self, session: str) -> bool:
+        try:
+            names = self.disk.names(f"{session}/_seg")
+        except FileNotFoundError:
+            return False
+        private = [name for name in names if not _PUBLISHED.fullmatch(name)]
+        return not all(self._is_abandoned(f"{session}/_seg/{name}") for name in private)

@@ -1,0 +1,1 @@
+"""Stock clients and the official suite against running nodes."""

@@ -1,0 +1,110 @@
+"""The conformance suite of the OCI distribution-spec, as its authors publish it, against a node with two workers.
+
+Owns no rules of its own: it runs the program `oci-conformance` and counts. The summary of the run shows the totals.
+"""
+
+import os
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support import tools
+from tests.support.process import Node
+
+pytestmark = pytest.mark.timeout(600)
+
+REFUSALS = ("403 Forbidden", "410 Gone")
+"""How the answer of a Go module proxy begins that will not hand out the suite."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the suite counted, and what it says about everything that did not pass."""
+
+    tests: int
+    failed: int
+    errors: int
+    skipped: int
+    disabled: int
+    complaints: str
+
+    def __str__(self) -> str:
+        passed = self.tests - self.failed - self.errors - self.skipped - self.disabled
+        return (
+            f"{passed} of {self.tests} pass, "
+            f"{self.failed} FAIL, {self.errors} Error, {self.skipped} Skip, {self.disabled} Disabled"
+        )
+
+
+@pytest.fixture(scope="module")
+def suite() -> str:
+    """The suite's program; what the module proxy said stands in for it where it refused to hand it out."""
+    refusal = os.path.join(tools.TOOLS, "conformance.error")
+    if tools.find("oci-conformance") is None and os.path.exists(refusal):
+        with open(refusal, encoding="utf-8", errors="replace") as file:
+            answer = file.read().strip()
+        if any(said in answer for said in REFUSALS):
+            tools.note(f"THE OFFICIAL SUITE DID NOT RUN, the Go module proxy refuses it:\n{answer}")
+            pytest.skip("the Go module proxy refuses the official suite")
+    return tools.require("oci-conformance")
+
+
+@pytest.mark.parametrize(
+    ("version", "sparse", "disabled"),
+    [("1.1", False, 2), ("dev", False, 2), ("dev", True, 0)],
+    ids=["1.1", "dev", "dev and sparse"],
+)
+def test_the_official_suite_finds_nothing_wrong(
+    suite: str, version: str, sparse: bool, disabled: int, tmp_path: os.PathLike[str]
+) -> None:
+    with Node(os.path.join(tmp_path, "node"), {"cluster": {"workers": 2, "sparse": sparse}}) as node:
+        totals = run(suite, node, version, sparse, os.path.join(tmp_path, "results"))
+    tools.note(f"official suite at {version}{' with sparse sets' if sparse else ''}: {totals}")
+    assert totals.tests > 700, "the suite is much smaller than it was"
+    assert (totals.failed, totals.errors, totals.skipped) == (0, 0, 0), f"{totals}\n{totals.complaints}"
+    assert totals.disabled == disabled
+
+
+def run(suite: str, node: Node, version: str, sparse: bool, results: str) -> Totals:
+    """Run the suite; its exit code says no more than its report, so only a missing report is an error here."""
+    settings = {
+        "OCI_REGISTRY": node.host,
+        "OCI_TLS": "disabled",
+        "OCI_VERSION": version,
+        "OCI_RESULTS_DIR": results,
+        "OCI_DATA_SPARSE": str(sparse).lower(),
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OCI_")}
+    os.makedirs(results)
+    done = subprocess.run(
+        [suite],
+        env={**inherited, **settings},
+        cwd=results,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    report = os.path.join(results, "junit.xml")
+    assert os.path.exists(report), f"the suite wrote no report: {done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return read(report)
+
+
+def read(report: str) -> Totals:
+    """The totals of a JUnit report; an attribute that is not there is a zero."""
+    root = ElementTree.parse(report).getroot()
+    complaints = [
+        f"{case.get('name')}: {case.get('status')} {case.findtext('system-out', '').strip()}"
+        for case in root.iter("testcase")
+        if case.get("status") != "passed"
+    ]
+    return Totals(
+        tests=int(root.get("tests", "0")),
+        failed=int(root.get("failures", "0")),
+        errors=int(root.get("errors", "0")),
+        skipped=int(root.get("skipped", "0")),
+        disabled=int(root.get("disabled", "0")),
+        complaints="\n".join(complaints),
+    )

@@ -1,0 +1,1 @@
+"""What tests share: real processes, real images and the tools they need."""
