@@ -1,15 +1,47 @@
-# Short targets; what they do is in CONTRIBUTING.md.
+# Short targets; CONTRIBUTING.md says what each is for.
 PYTHON ?= python3
 PORT ?= 5000
 DATA ?= data
 BIN := .venv/bin
-RUN := $(BIN)/python -m
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: up test lint unit api contract conformance test-clients bench clean
+.PHONY: up test lint unit api contract node conformance test-clients test-slow bench bench-memory venv tools clean
 
-.venv/installed: pyproject.toml deploy/bootstrap.sh
-	PYTHON=$(PYTHON) deploy/bootstrap.sh venv
-	@touch $@
+up: venv
+	@DATA="$(DATA)" PORT="$(PORT)" deploy/up.sh
 
-up: .venv/installed
-	@$(BIN)/registry-cluster up --port $(PORT) --data $(DATA)
+test: venv tools lint
+	$(PYTEST) -m "not slow"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit api contract node: venv
+	$(PYTEST) -m "not slow" tests/$@
+
+conformance: venv tools
+	$(PYTEST) -m "not slow" -s tests/conformance/test_protocol.py tests/conformance/test_official_suite.py
+
+test-clients: venv tools
+	@deploy/bootstrap.sh more-tools
+	$(PYTEST) tests/conformance
+
+test-slow: venv tools
+	$(PYTEST) -m slow --ignore tests/conformance
+
+bench: venv tools
+	$(BIN)/python -m tests.bench.bench --out reports/bench
+
+bench-memory: venv
+	$(BIN)/python -m tests.bench.memory
+
+venv:
+	@PYTHON=$(PYTHON) deploy/bootstrap.sh venv
+
+tools:
+	@deploy/bootstrap.sh tools
+
+clean:
+	rm -rf .venv .tools dist reports .mypy_cache .pytest_cache .ruff_cache .hypothesis

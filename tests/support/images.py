@@ -26,7 +26,8 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = LAYER + "+gzip"
 EMPTY_JSON = "application/vnd.oci.empty.v1+json"
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 
 def sha256(data: bytes) -> str:
