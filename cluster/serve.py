@@ -90,6 +90,7 @@ def _options(config: Config) -> dict[str, Any]:
         "backlog": 2048,
         "control_socket_disable": True,
         "forwarded_allow_ips": "",
+        "http_parser": "fast",
     }
     if config.http.debug.prometheus.enabled:
         options["child_exit"] = _forget_worker

@@ -101,6 +101,8 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
 
 # gunicorn has no setting for the protocol class; its worker looks the name up here when it starts to listen.
 gasgi.ASGIProtocol = RegistryProtocol
+# It notes on the class that asks whether the parser written in C is there, and reads that from its own class.
+ASGIProtocol._check_h1c_protocol_available()
 
 
 class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]

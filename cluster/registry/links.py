@@ -7,7 +7,8 @@ and at nothing else (rule B3). No cache can outlive a delete, and garbage collec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,17 +82,25 @@ class Links:
 
 
 _AT_ONCE = 16
+_AT_ONCE_SECONDS = 0.0005  # a call that took longer had to wait for storage
 
 
-async def gather_limited(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """The outcomes of many small storage calls, some at a time: one client must not fill the pool of threads."""
+async def gather_limited(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The outcomes of many small storage calls, in order.
+
+    What is in the kernel's caches is answered at once, and one by one is fastest. When a call had to wait, the rest
+    go side by side, but only some at a time: one client must not fill the pool of threads.
+    """
     outcomes: list[T] = []
-    pending = list(reversed(calls))
+    width, done = 1, 0
     try:
-        while pending:
-            batch = [pending.pop() for _ in range(min(_AT_ONCE, len(pending)))]
-            outcomes += await asyncio.gather(*batch)
+        while done < len(calls):
+            batch = calls[done : done + width]
+            done += len(batch)
+            started = time.perf_counter()
+            outcomes += [await batch[0]] if width == 1 else await asyncio.gather(*batch)
+            width = 1 if time.perf_counter() - started < _AT_ONCE_SECONDS else _AT_ONCE
     finally:
-        for call in pending:
+        for call in calls[done:]:
             call.close()
     return outcomes

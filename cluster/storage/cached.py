@@ -60,9 +60,18 @@ def pread_cached(fd: int, size: int, offset: int) -> bytes:
 
 def size_cached(path: str) -> int:
     """A file's size in bytes. BlockingIOError when the kernel would have to wait."""
+    return _status(path).st_size
+
+
+def stamp_cached(path: str) -> int:
+    """When a directory last changed, in nanoseconds. BlockingIOError when the kernel would have to wait."""
+    return _status(path).st_mtime_ns
+
+
+def _status(path: str) -> os.stat_result:
     fd = open_cached(path)
     try:
-        return os.fstat(fd).st_size
+        return os.fstat(fd)
     finally:
         os.close(fd)
 

@@ -183,9 +183,22 @@ class FilesystemDriver:
             pass
 
     async def names(self, path: str, after: str = "", limit: int | None = None) -> list[str]:
-        names = await self._threads.run(self._sorted_names, self._full(path))
+        full = self._full(path)
+        names = self._known_names(full)
+        if names is None:
+            names = await self._threads.run(self._sorted_names, full)
         start = bisect.bisect_right(names, after) if after else 0
         return names[start:] if limit is None else names[start : start + limit]
+
+    def _known_names(self, path: str) -> list[str] | None:
+        """The names of a directory that is known not to have changed, when that can be told without waiting."""
+        known = self._listings.get(path)
+        if known is None or not self._try_cached:
+            return None
+        try:
+            return known[1] if cached.stamp_cached(path) == known[0] else None
+        except OSError:
+            return None
 
     def _sorted_names(self, path: str) -> list[str]:
         """The names in byte order. An unchanged directory is not read again: a page costs what it holds."""
@@ -202,7 +215,13 @@ class FilesystemDriver:
         return names
 
     async def stamp(self, path: str) -> int:
-        return (await self._threads.run(self._disk.status, self._full(path))).stamp
+        full = self._full(path)
+        if self._try_cached:
+            try:
+                return cached.stamp_cached(full)
+            except OSError:
+                pass
+        return (await self._threads.run(self._disk.status, full)).stamp
 
     async def remove(self, path: str) -> None:
         await self._threads.run(self._remove, self._full(path))

@@ -119,6 +119,7 @@ def transfers(seats: Sequence[Seat], content: Content, plan: Plan) -> Iterator[R
 
     def push(seat: Seat) -> float:
         content.big.renew()
+        seat.client.close()  # idle for longer than a registry keeps a connection; opened again by itself
         os.sync()  # nobody pays for what another has left to be written
         seconds = seat.client.push_stream(NAME, content.big)
         remove_blob(seat, content.big.digest)
