@@ -98,14 +98,12 @@ class TagStore:
 
     async def page(self, name: RepositoryName, last: str, limit: int | None) -> tuple[list[str], bool]:
         """At most `limit` tags behind `last` in byte order, and whether there are more. NameUnknown."""
-        try:
-            await self._driver.stamp(layout.manifests(name))
-        except NotFound:
-            raise NameUnknown({"name": name}) from None
         tags: list[str] = []
         while limit is None or len(tags) <= limit:
             wanted = None if limit is None else limit + 1 - len(tags)
             names = await self._names(name, last, wanted)
+            if not names and not tags:
+                await self._must_exist(name)
             # A directory without a link is a tag on its way in or out: not one that can be pulled.
             sizes = await gather_limited([self._has_link(name, Tag(tag)) for tag in names])
             tags += [tag for tag, there in zip(names, sizes, strict=True) if there]
@@ -113,6 +111,13 @@ class TagStore:
                 break
             last = names[-1]
         return (tags, False) if limit is None else (tags[:limit], len(tags) > limit)
+
+    async def _must_exist(self, name: RepositoryName) -> None:
+        """A repository with manifests and no tag is one; without any, there is none. NameUnknown."""
+        try:
+            await self._driver.stamp(layout.manifests(name))
+        except NotFound:
+            raise NameUnknown({"name": name}) from None
 
     async def _has_link(self, name: RepositoryName, tag: Tag) -> bool:
         try:
