@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import falcon.asgi
 
-from cluster import __version__
 from cluster.api import errors, routes
 from cluster.api.base import BaseResource, RootResource
 from cluster.api.blobs import BlobResource
@@ -24,6 +23,7 @@ from cluster.api.manifests import ManifestResource
 from cluster.api.uploads import UploadResource, UploadsResource, UploadUrls
 from cluster.api.urls import Urls
 from cluster.background import Background, Task
+from cluster.identity import Identity, identify
 from cluster.logs import AccessLog
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
@@ -56,6 +56,7 @@ class Parts:
     uploads: Uploads
     secrets: Sequence[bytes]  # sign with the first, accept any
     observers: Sequence[Observer] = ()
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def create_app(config: Config, parts: Parts) -> Application:
     blobs = BlobStore(driver, catalog)
     uploads = UploadService(parts.uploads, blobs)
     manifests = ManifestStore(driver, blobs, tags, referrers, _rules(config))
-    health = _health(config, driver, guard)
+    health = _health(config, parts, guard)
 
     router = routes.Router(config.http.prefix)
     router.add(routes.ROOT, RootResource())
@@ -120,7 +121,9 @@ def create_app(config: Config, parts: Parts) -> Application:
     return Application(edge, health)
 
 
-def build(config: Config, secrets: Sequence[bytes], *, metrics: Observer | None = None) -> Application:
+def build(
+    config: Config, secrets: Sequence[bytes], *, identity: Identity | None = None, metrics: Observer | None = None
+) -> Application:
     """An application on the storage that the configuration names. Call it in the process that will serve."""
     driver, uploads = storage(config)
     observers: list[Observer] = []
@@ -128,7 +131,7 @@ def build(config: Config, secrets: Sequence[bytes], *, metrics: Observer | None 
         observers.append(AccessLog(config.log.formatter, config.log.fields))
     if metrics is not None:
         observers.append(metrics)
-    return create_app(config, Parts(driver, uploads, secrets, observers))
+    return create_app(config, Parts(driver, uploads, secrets, observers, identity))
 
 
 def storage(config: Config) -> tuple[Driver, Uploads]:
@@ -194,13 +197,14 @@ def _rules(config: Config) -> Rules:
     )
 
 
-def _health(config: Config, driver: Driver, guard: Guard) -> Health:
+def _health(config: Config, parts: Parts, guard: Guard) -> Health:
     check = config.health.storagedriver
+    identity = parts.identity or identify(config, parts.secrets)
     return Health(
-        driver,
+        parts.driver,
         driver_name=config.storage.driver,
         threshold=check.threshold if check.enabled else _PROBE_THRESHOLD,
-        version=__version__,
+        node=identity.to_dict,
         uploading=lambda: guard.uploading,
     )
 

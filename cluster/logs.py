@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_plus
 
 from cluster.api.edge import Record
 
 _LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _FLUSH = 0.1  # seconds a line may wait for others
 _BUFFER = 64 * 1024  # bytes
-_TOKEN = re.compile(r"(_state=)[^&]*")
+_PARAMETER = re.compile(r"([^&=]*=)([^&]*)")
 _UNPRINTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 
 
@@ -129,8 +130,13 @@ def _target(scope: Mapping[str, Any]) -> str:
     """The request's path and query, without what would let a reader of the log go on with somebody's upload."""
     path = scope.get("raw_path") or b""
     target = _quoted(path.partition(b"?")[0])
-    query = _TOKEN.sub(r"\1<hidden>", _quoted(scope.get("query_string")))
-    return f"{target}?{query}" if query else target
+    query = _quoted(scope.get("query_string"))
+    return f"{target}?{_PARAMETER.sub(_hide, query)}" if query else target
+
+
+def _hide(parameter: re.Match[str]) -> str:
+    """A parameter of a query without the upload token, however its name was spelt."""
+    return f"{parameter[1]}<hidden>" if unquote_plus(parameter[1]) == "_state=" else parameter[0]
 
 
 def _quoted(value: bytes | None) -> str:

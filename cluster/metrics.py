@@ -45,9 +45,9 @@ class Metrics:
         self._sent = Histogram(
             "registry_http_response_size_bytes", "Answer bodies.", by_handler, buckets=_BYTES, registry=registry
         )
-        self.uploads = Gauge(
-            "registry_uploads_in_flight",
-            "Requests with an upload's body under way.",
+        self.in_flight = Gauge(
+            "registry_http_in_flight_requests",
+            "Requests under way.",
             registry=registry,
             multiprocess_mode="livesum",
         )

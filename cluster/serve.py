@@ -16,17 +16,17 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from cluster import logs
+from cluster import doctor, logs
+from cluster.api.edge import Patience
 from cluster.app import Application, build, data_directory, port_of
 from cluster.errors import ConfigError, StorageError
+from cluster.identity import Identity, identify, write_mark
 from cluster.settings import Config
 from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.threads import Threads
 
-_BODY_PAUSE = 60  # seconds without a byte of a body; also what the arbiter gives a worker that no longer turns
-_KEEP_ALIVE = 75  # seconds; longer than clients and proxies keep theirs, so that they close first
 _DISCONNECT_GRACE = 60  # seconds for storing what came before a client left
 _LINE_LIMIT = 8190  # bytes of a request line: names, tokens and ten tags fit; also gunicorn's largest
 _SECRET_BYTES = 32
@@ -37,9 +37,18 @@ _log = logging.getLogger(__name__)
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn, set up from the configuration in place of a file of its own."""
 
-    def __init__(self, config: Config, keys: list[bytes], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        keys: list[bytes],
+        identity: Identity,
+        patience: Patience,
+        options: dict[str, Any],
+    ) -> None:
         self._config = config
         self._keys = keys
+        self._identity = identity
+        self.patience = patience  # for the worker, which finds this object as its `app`
         self._options = options
         self._application: Application | None = None
         super().__init__()
@@ -55,7 +64,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             from cluster.metrics import Metrics  # noqa: PLC0415 - it reads its directory when imported
 
             metrics = Metrics()
-        self._application = build(self._config, self._keys, metrics=metrics)
+        self._application = build(self._config, self._keys, identity=self._identity, metrics=metrics)
         return self._application.edge
 
     def on_drain(self) -> None:
@@ -64,22 +73,23 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._application.health.draining = True
 
 
-def serve(config: Config) -> None:
+def serve(config: Config, patience: Patience = Patience()) -> None:  # noqa: B008 - a frozen value
     """Run until a signal. Raises ConfigError when storage or the secret cannot be used; SystemExit at the end."""
     logs.set_up(config.log.level, config.log.formatter, config.log.fields)
     check_storage(config)
     keys = key_ring(config)
+    identity = join(config, keys)
     _set_up_metrics(config)
-    Server(config, keys, _options(config)).run()
+    Server(config, keys, identity, patience, _options(config, patience)).run()
 
 
-def _options(config: Config) -> dict[str, Any]:
+def _options(config: Config, patience: Patience) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bind": _binds(config),
         "workers": _workers(config),
         "worker_class": "cluster.worker.RegistryWorker",
-        "keepalive": _KEEP_ALIVE,
-        "timeout": _BODY_PAUSE,
+        "keepalive": patience.idle,
+        "timeout": patience.body,
         "graceful_timeout": max(int(config.http.draintimeout), 1),
         "asgi_disconnect_grace_period": _DISCONNECT_GRACE,
         "limit_request_line": _LINE_LIMIT,
@@ -92,20 +102,37 @@ def _options(config: Config) -> dict[str, Any]:
         "forwarded_allow_ips": "",
         "http_parser": "fast",
     }
+    if config.cluster.proxyprotocol:
+        # Only the parser written in Python knows it; a client that does not speak it is served as well.
+        options.update(http_parser="python", proxy_protocol="auto", proxy_allow_ips=_proxies(config))
     if config.http.debug.prometheus.enabled:
         options["child_exit"] = _forget_worker
+    if config.cluster.sharedaddr:
+        options["reuse_port"] = True
     return options
+
+
+def _proxies(config: Config) -> str:
+    """Who may speak the PROXY protocol: `cluster.trustedproxies`, also as a socket for both IPs sees them."""
+    networks = [str(network) for network in config.cluster.trustedproxies]
+    mapped = [
+        f"::ffff:{network.network_address}/{network.prefixlen + 96}"
+        for network in config.cluster.trustedproxies
+        if network.version == 4
+    ]
+    return ",".join([*networks, *mapped])
 
 
 def _binds(config: Config) -> list[str]:
     address = f"unix:{config.http.addr}" if config.http.net == "unix" else _bind(config.http.addr)
+    shared = [_bind(config.cluster.sharedaddr)] if config.cluster.sharedaddr else []
     if not config.http.debug.addr:
-        return [address]
+        return [address, *shared]
     if port_of(config.http.debug.addr) in (None, port_of(config.http.addr)):
         raise ConfigError(
             [f"http.debug.addr: {config.http.debug.addr!r}: wanted host:port, another port than http.addr"]
         )
-    return [address, _bind(config.http.debug.addr)]
+    return [address, *shared, _bind(config.http.debug.addr)]
 
 
 def _bind(address: str) -> str:
@@ -144,6 +171,33 @@ def check_storage(config: Config) -> None:
         raise ConfigError(
             [f"storage.filesystem.rootdirectory: {root!r} cannot be used: {error}: {hint}"]
         ) from error
+
+
+def join(config: Config, keys: list[bytes]) -> Identity:
+    """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
+    identity, directory = _standing(config, keys)
+    findings = doctor.compare(identity, directory, config.cluster.nodes)
+    for finding in findings:
+        for warning in finding.warnings:
+            _log.warning("node %s: %s", finding.name, warning)
+    refusals = [f"node {finding.name}: {text}" for finding in findings for text in finding.refusals]
+    if refusals:
+        raise ConfigError(refusals)
+    if directory is not None and not config.storage.maintenance.readonly.enabled:
+        try:
+            write_mark(directory, identity)
+        except OSError as error:
+            raise ConfigError([f"the mark of this node cannot be written: {error}"]) from error
+    return identity
+
+
+def standing(config: Config) -> tuple[Identity, str | None]:
+    """What the other nodes are compared with: this node's identity, and its data directory if it has one."""
+    return _standing(config, key_ring(config))
+
+
+def _standing(config: Config, keys: list[bytes]) -> tuple[Identity, str | None]:
+    return identify(config, keys), data_directory(config) if config.storage.driver == "filesystem" else None
 
 
 def key_ring(config: Config) -> list[bytes]:
@@ -205,12 +259,17 @@ class GunicornLog:
 
     access_log_enabled = False
 
-    def __init__(self, _: Any) -> None:
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
         self.error_log = logging.getLogger("gunicorn")
         self.access_log = logging.getLogger("gunicorn.access")
         log = self.error_log
         self.critical, self.error, self.warning = log.critical, log.error, log.warning
         self.info, self.debug, self.exception, self.log = log.info, log.debug, log.exception, log.log
+
+    def setup(self, cfg: Any) -> None:
+        """SIGHUP: nothing to set up again."""
+        self.cfg = cfg
 
     def access(self, *_: object) -> None:
         """Not here."""

@@ -107,6 +107,42 @@ def _addr(value: str) -> str:
     return value
 
 
+def is_host_name(value: str) -> bool:
+    """Whether this is a name that DNS can know: no address, not in any of the forms that libc takes for one."""
+    labels = value.split(".")
+    return (
+        0 < len(value) < 254
+        and all(re.fullmatch(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", label) for label in labels)
+        and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", labels[-1]) is not None
+    )
+
+
+def _host_name(value: str) -> str:
+    if value and not is_host_name(value):
+        raise ValueError("a host name, such as nodes.registry.svc.cluster.local")
+    return value
+
+
+def _place(value: str) -> str:
+    """An address and a port that another program is told: no names, for who knows how it would read them."""
+    host, _, port = value.rpartition(":")
+    try:
+        if not is_addr(value) or int(port) == 0 or "%" in host:
+            raise ValueError
+        if host:
+            ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise ValueError("an address and a port, such as :5000, 10.0.0.1:5000 or [::]:5000") from None
+    return value
+
+
+def _socket_path(value: str) -> str:
+    # The system's limit is 107; HAProxy binds it under a longer name first.
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]{1,96}", value):
+        raise ValueError("a path from the root on, of at most 97 letters, digits, '.', '_', '-' and '/'")
+    return value
+
+
 def _path(value: str) -> str:
     if value and not re.fullmatch(r"/[^?#\s]*", value):
         raise ValueError("a path that begins with a slash")
@@ -164,6 +200,10 @@ Threads = Annotated[int, BeforeValidator(_threads)]
 Url = Annotated[str, AfterValidator(_url)]
 Addr = Annotated[str, AfterValidator(_addr)]
 Path = Annotated[str, AfterValidator(_path)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Place = Annotated[str, AfterValidator(_place)]
+SocketPath = Annotated[str, AfterValidator(_socket_path)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Headers = dict[Annotated[str, AfterValidator(_header_name)], list[Annotated[str, AfterValidator(_header_value)]]]
 Secret = Annotated[str, Field(repr=False)]
@@ -542,11 +582,55 @@ class Tags(Section):
     maxtags: Page = 1000
 
 
+def _entries(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}[km]?", value):
+        raise ValueError("a number of entries in HAProxy's form, such as 200k")
+    return value
+
+
+def _user(value: str) -> str:
+    if value and not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
+        raise ValueError("the name of a user")
+    return value
+
+
+class Stickiness(Section):
+    enabled: bool | None = None  # None: in tcp mode
+    type: Literal["ip", "ipv6"] = "ip"
+    size: Annotated[str, AfterValidator(_entries)] = "200k"
+    expire: Annotated[Period, Field(le=24 * 24 * 3600)] = 30 * 60.0  # HAProxy counts milliseconds in an int32
+
+
+class Dns(Section):
+    name: HostName = ""
+    port: Port = 5000
+    count: Annotated[int, Field(ge=1, le=1000)] = 10
+    resolver: Annotated[str, AfterValidator(lambda value: value and _place(value))] = ""
+    tls: bool = False
+
+
+class Haproxy(Section):
+    """What `registry-cluster haproxy` prints is made of this."""
+
+    mode: Literal["tcp", "http"] = "tcp"
+    bind: Place = ":5000"
+    balance: Literal["roundrobin", "leastconn"] = "roundrobin"
+    stickiness: Stickiness = Stickiness()
+    names: list[str] = []
+    backup: list[str] = []
+    dns: Dns = Dns()
+    maxconn: Annotated[int, Field(ge=1, le=1_000_000)] = 8000
+    socket: SocketPath = "/run/haproxy/registry.sock"
+    user: Annotated[str, AfterValidator(_user)] = ""
+
+
 class Cluster(Section):
     """What Distribution does not have."""
 
+    name: str = ""  # of this node; host name and port when not written
     workers: Positive | None = None
     nodes: list[Url] = []
+    sharedaddr: Addr = ""  # a second address, on which all nodes of a machine listen together (SO_REUSEPORT)
     secrets: Annotated[list[str], Field(repr=False)] = []
     mixed: bool = False
     sparse: bool = False
@@ -554,6 +638,8 @@ class Cluster(Section):
     trustedproxies: Networks = PRIVATE
     chunkminlength: Size = 0
     maxuploads: Positive = 256
+    proxyprotocol: bool = False
+    haproxy: Haproxy = Haproxy()
 
 
 class Config(Section):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from cluster.registry.uploads import BodyEnded
 
@@ -22,8 +23,7 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-_DRAIN = 60.0  # seconds in which a body that was refused may still come in, so that the refusal is read
-_STALL = 120.0  # seconds in which a client must take a chunk of 256 KiB
+_ASCII = bytes(range(128))
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _NO_BODY: Event = {"type": "http.request", "body": b"", "more_body": False}
 _BODY_FOLLOWS: Event = {"type": "http.request", "body": b"", "more_body": True}
@@ -36,6 +36,21 @@ class App(Protocol):
         """Answer one request."""
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client is waited for, in seconds. Nothing limits a whole transfer."""
+
+    head: float = 30.0  # for a request's head
+    body: int = 60  # without a byte of a body; also what the arbiter gives a worker that no longer turns
+    refused: float = 60.0  # for the rest of a body that was refused, so that the refusal is read
+    reading: float = 120.0  # for a client that does not read, until it takes a chunk of 256 KiB
+    idle: int = 75  # between requests; longer than clients and proxies wait, so that they close first
+    linger: float = 2.0  # for a client whose request could not be understood to read that
+
+
+_PATIENCE = Patience()
+
+
 class ClientGone(OSError):
     """Nobody reads the answer any more."""
 
@@ -43,12 +58,15 @@ class ClientGone(OSError):
 class Connection(Protocol):
     """What the server tells of the connection of a request (cluster/worker.py)."""
 
+    patience: Patience
+
     @property
     def is_closed(self) -> bool:
         """Whether the client has gone."""
 
-    def abort(self) -> None:
-        """Drop it, and what it still has to send."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether the client has gone, or sends nothing more."""
 
 
 @dataclass(slots=True)
@@ -86,7 +104,8 @@ class Edge:
         self._debug_port = debug_port
         self._prefix = os.urandom(6).hex()
         self._count = 0
-        self.in_flight = 0
+        self._in_flight = 0
+        self.tell_in_flight: Callable[[int], object] | None = None  # hears how many requests are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,19 +114,27 @@ class Edge:
         if self._debug_app is not None and (scope.get("server") or ("", None))[1] == self._debug_port:
             await self._debug_app(scope, receive, send)
             return
+        if not scope["query_string"].isascii():
+            # Falcon reads it as UTF-8 before anything can be answered; a URL has no such bytes (RFC 3986).
+            scope["query_string"] = quote(scope["query_string"], safe=_ASCII).encode()
         exchange = _Exchange(self, scope, receive, send)
-        self.in_flight += 1
+        self._count_in_flight(1)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             pass
         finally:
-            self.in_flight -= 1
+            self._count_in_flight(-1)
             if self._observers:
                 record = exchange.record()
                 for observe in self._observers:
                     observe(record)
         await exchange.drain()
+
+    def _count_in_flight(self, change: int) -> None:
+        self._in_flight += change
+        if self.tell_in_flight is not None:
+            self.tell_in_flight(self._in_flight)
 
     def request_id(self, given: bytes | None) -> bytes:
         """The client's own, if it is one; otherwise one that no other request has."""
@@ -126,6 +153,7 @@ class _Exchange:
         "_edge",
         "_has_body",
         "_headers",
+        "_patience",
         "_receive",
         "_received",
         "_scope",
@@ -144,6 +172,7 @@ class _Exchange:
         self._send = send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._connection: Connection | None = scope.get("registry.connection")
+        self._patience = self._connection.patience if self._connection is not None else _PATIENCE
         length = self._headers.get(b"content-length", b"0")
         self._has_body = length != b"0" or b"transfer-encoding" in self._headers
         self._body_over = not self._has_body
@@ -165,7 +194,7 @@ class _Exchange:
         event = await self._receive()
         if event["type"] == "http.disconnect":
             self._body_over = True
-            gone = self._connection is None or self._connection.is_closed
+            gone = self._connection is None or self._connection.has_ended
             raise BodyEnded("the connection broke" if gone else "nothing came for too long")
         self._received += len(event.get("body", b""))
         self._body_over = not event.get("more_body", False)
@@ -175,39 +204,35 @@ class _Exchange:
         """Pass an event on; ClientGone when nobody takes it."""
         if event["type"] == "http.response.start":
             self._status = event["status"]
-            event["headers"] = [*event["headers"], *self._edge.headers, (b"x-request-id", self.request_id)]
-            await self._send(event)
-            return
-        self._sent += len(event.get("body", b""))
-        if not event.get("more_body"):
-            await self._send(event)
-            return
-        if self._connection is not None and self._connection.is_closed:
-            raise ClientGone
-        try:
-            async with asyncio.timeout(_STALL):
-                await self._send(event)
-        except TimeoutError:
-            if self._connection is not None:
-                self._connection.abort()
-            raise ClientGone from None
+            headers = [*event["headers"], *self._edge.headers, (b"x-request-id", self.request_id)]
+            if self._holds_back():
+                headers.append((b"connection", b"close"))  # whether the body still comes, only the client knows
+            event["headers"] = headers
+        else:
+            self._sent += len(event.get("body", b""))
+            if event.get("more_body") and self._connection is not None and self._connection.is_closed:
+                raise ClientGone
+        await self._send(event)
 
     async def drain(self) -> None:
         """Take what is left of the body, after the answer: closing on unread bytes would reset the connection.
 
-        The client would then see "broken pipe" in place of the answer (RFC 9112 section 9.6). One that waits for
-        `100 Continue` and got its answer instead has nothing on its way.
+        The client would then see "broken pipe" in place of the answer (RFC 9112 section 9.6).
         """
-        if self._body_over or (self._state < 2 and b"expect" in self._headers):
+        if self._body_over or self._holds_back():
             return
         try:
-            async with asyncio.timeout(_DRAIN):
+            async with asyncio.timeout(self._patience.refused):
                 while True:
                     event = await self._receive()
                     if event["type"] == "http.disconnect" or not event.get("more_body"):
                         return
         except TimeoutError:
             pass
+
+    def _holds_back(self) -> bool:
+        """Whether the client waits for `100 Continue`, and so has nothing on its way."""
+        return not self._body_over and self._state < 2 and b"expect" in self._headers
 
     def record(self) -> Record:
         """What is to be logged. Status 499, as Distribution has it, when the client left before the answer."""

@@ -23,11 +23,11 @@ class Guard:
             detail = "the registry is read-only (storage.maintenance.readonly)"
             raise Unsupported(detail, headers={"Allow": "GET, HEAD"})
 
-    def delete(self) -> None:
-        """Unsupported unless `storage.delete.enabled`."""
+    def delete(self, others: str = "GET, HEAD") -> None:
+        """Unsupported unless `storage.delete.enabled`; `others` are the methods that are left then."""
         self.write()
         if not self._delete:
-            raise Unsupported("deletes are off (storage.delete.enabled)", headers={"Allow": "GET, HEAD, PUT"})
+            raise Unsupported("deletes are off (storage.delete.enabled)", headers={"Allow": others})
 
     @contextmanager
     def upload(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ class ManifestResource:
             resp.set_header("OCI-Tag", ", ".join(dict.fromkeys(tags)))
 
     async def on_delete(self, req: Request, resp: Response, name: str, reference: str) -> None:
-        self._guard.delete()
+        self._guard.delete("GET, HEAD, PUT")
         repository, wanted = RepositoryName.parse(name), parse_reference(reference)
         if isinstance(wanted, Tag):
             await self._manifests.delete_tag(repository, wanted, precondition(req))

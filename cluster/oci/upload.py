@@ -73,11 +73,11 @@ def _read(text: bytes) -> UploadState:
     """The signed JSON; keys are matched without regard to case, as Go reads them."""
     try:
         fields = {key.lower(): value for key, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UploadInvalid("the upload's _state is not a JSON object") from None
     name, uuid, offset = fields.get("name"), fields.get("uuid"), fields.get("offset", 0)
     started_at, algorithm = fields.get("startedat", ""), fields.get("algorithm", CANONICAL)
-    texts = all(isinstance(value, str) for value in (name, uuid, started_at))
+    texts = all(isinstance(value, str) for value in (name, uuid, started_at, algorithm))
     if not texts or type(offset) is not int or offset < 0 or algorithm not in ALGORITHMS:
         raise UploadInvalid("the upload's _state lacks a field or has one of the wrong type")
     return UploadState(str(name), str(uuid), offset, str(started_at), str(algorithm))
@@ -89,18 +89,16 @@ def check_chunk(state: UploadState, extent: int, content_range: str | None, cont
     `extent` is what storage holds. RangeInvalid tells it as `Range`; SizeInvalid when the two lengths that the
     client gave differ.
     """
-    start = state.offset
+    start, stop = state.offset, None
     if content_range is not None:
         try:
             start, stop = parse_chunk_range(content_range)
         except RangeInvalid as error:
             raise wrong_offset(extent, str(error.detail)) from None
-        if content_length is not None and stop - start != content_length:
-            raise SizeInvalid(
-                f"Content-Range {content_range} is {stop - start} bytes, Content-Length {content_length}"
-            )
     if start != extent or state.offset != extent:
         raise wrong_offset(extent, f"the chunk starts at {start}, the upload has {extent} bytes")
+    if stop is not None and content_length is not None and stop - start != content_length:
+        raise SizeInvalid(f"Content-Range {content_range} is {stop - start} bytes, Content-Length {content_length}")
 
 
 def wrong_offset(extent: int, why: str) -> RangeInvalid:

@@ -19,13 +19,13 @@ class Health:
         *,
         driver_name: str,
         threshold: int,
-        version: str,
+        node: Callable[[], dict[str, Any]],
         uploading: Callable[[], int] = lambda: 0,
     ) -> None:
         self._driver = driver
         self._check = f"storagedriver_{driver_name}"
         self._threshold = max(threshold, 1)  # failures in a row; Distribution's 0 means at once
-        self._version = version
+        self._node = node
         self._uploading = uploading
         self._failures = 0
         self._error: str | None = None
@@ -62,7 +62,7 @@ class Health:
         return {
             "status": "failing" if self._error else "ok",
             "ready": self.not_ready() is None,
-            "version": self._version,
+            "node": self._node(),
             "storage": storage,
             "uploads": self._uploading(),
         }

@@ -36,10 +36,17 @@ class Directories:
 
     def ensure(self, directory: str) -> None:
         """The directory is there, and its entry and those above it are durable, whoever made them."""
+        try:
+            self._ensure(directory)
+        except FileNotFoundError:  # somebody removed one of those above it by hand
+            self.forget()
+            self._ensure(directory)
+
+    def _ensure(self, directory: str) -> None:
         if directory in self._settled:
             return
         parent = os.path.dirname(directory)
-        self.ensure(parent)
+        self._ensure(parent)
         try:
             self._disk.mkdir(directory)
         except FileExistsError:
@@ -134,10 +141,7 @@ class FilesystemDriver:
 
     def _write(self, path: str, content: bytes) -> None:
         """The durable write: complete and synced under another name, then renamed, then the rename is synced."""
-        if self._holds(path, content):
-            self._disk.sync_path(path)
-            self.directories.ensure(os.path.dirname(path))
-            self._disk.sync_path(os.path.dirname(path))
+        if self._holds(path, content) and self._settle(path):
             return
         temporary = self.temporary()
         try:
@@ -175,6 +179,16 @@ class FilesystemDriver:
             return self._disk.read(path) == content
         except OSError:
             return False
+
+    def _settle(self, path: str) -> bool:
+        """Make a file that is there durable, whoever wrote it; False when it went meanwhile."""
+        try:
+            self._disk.sync_path(path)
+        except FileNotFoundError:
+            return False
+        self.directories.ensure(os.path.dirname(path))
+        self._disk.sync_path(os.path.dirname(path))
+        return True
 
     def _drop(self, path: str) -> None:
         try:

@@ -49,7 +49,8 @@ class MemoryDriver:
 
     def _children(self, path: str) -> set[str]:
         prefix = f"{path}/"
-        return {file[len(prefix) :].partition("/")[0] for file in self.files if file.startswith(prefix)}
+        known = [*self.files, *self._stamps]
+        return {file[len(prefix) :].partition("/")[0] for file in known if file.startswith(prefix)}
 
     async def read(self, path: str) -> bytes:
         try:

@@ -337,13 +337,8 @@ class SegmentUploads:
 
     def _link_blob(self, source: str, size: int, target: str) -> None:
         """The blob appears complete, or was there: it is the same content (U6, B1)."""
-        directory = os.path.dirname(target)
-        self._driver.directories.ensure(directory)
         try:
-            self.disk.link(source, target)
-        except FileNotFoundError:  # a garbage collection took the empty directory
-            self._driver.directories.ensure(directory)
-            self.disk.link(source, target)
+            self._link_new(source, target)
         except FileExistsError:
             if self.disk.status(target).size != size:  # not of ours: a crash of something else cut it
                 temporary = self._driver.temporary()
@@ -351,7 +346,16 @@ class SegmentUploads:
                 self.disk.rename(temporary, target)
             else:
                 self.disk.sync_path(target)
-        self.disk.sync_path(directory)
+        self.disk.sync_path(os.path.dirname(target))
+
+    def _link_new(self, source: str, target: str) -> None:
+        directory = os.path.dirname(target)
+        self._driver.directories.ensure(directory)
+        try:
+            self.disk.link(source, target)
+        except FileNotFoundError:  # a garbage collection took the empty directory; or the source is gone
+            self._driver.directories.ensure(directory)
+            self.disk.link(source, target)
 
     async def remove(self, path: str) -> None:
         await self.threads.run(self._remove, self._full(path))

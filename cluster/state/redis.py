@@ -1,0 +1,291 @@
+"""Connections to Redis: to one server, to the master that Sentinels name, or to every master of a Cluster.
+
+The only importer of redis-py; its exceptions, and the system's, die here. Everything slow (names, TCP, TLS, AUTH,
+Sentinels, a Cluster's slots) happens in `connect`, which no request waits for. What it returns is never repaired: it
+works, or is dropped whole and made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from cluster.errors import StateError
+from cluster.state.commands import Command, Reply
+from cluster.state.store import WrongServer
+
+Address = tuple[str, int]
+
+_ELSEWHERE = (ReadOnlyError, AskError, ClusterDownError, BusyLoadingError, TryAgainError)  # MOVED is an AskError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How servers are trusted, and how they know us. Paths of PEM files."""
+
+    certificate: str | None = None
+    key: str | None = None
+    root_cas: tuple[str, ...] = ()  # in place of the system's
+
+    def context(self) -> ssl.SSLContext:
+        """Reads the files. OSError (ssl.SSLError is one)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        for path in self.root_cas:
+            context.load_verify_locations(path)
+        if not self.root_cas:
+            context.load_default_certs()
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+@dataclass(frozen=True)
+class Login:
+    username: str | None = None
+    password: str | None = None
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where Redis is. Several addresses are Sentinels with `master`, and members of a Cluster without."""
+
+    addresses: tuple[Address, ...]
+    master: str = ""
+    login: Login = Login()
+    sentinel_login: Login = Login()
+    db: int = 0
+    client_name: str | None = None
+    tls: Tls | None = None
+    dial_timeout: float = 5.0  # seconds to connect, and
+    answer_timeout: float = 3.0  # seconds for what is asked while connecting
+    connections: int = 4  # to each server; calls take turns on them
+
+
+class _Lane:
+    """One connection. Calls take turns; one that is cut short ends it, so that no answer is left for the next."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._turn = asyncio.Lock()
+        self.waiting = 0
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self._connection.is_connected)
+
+    async def open(self, limit: float) -> None:
+        try:
+            async with asyncio.timeout(limit):
+                await self._connection.connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:  # a time-out of asyncio is an OSError
+            await self.close()
+            raise _translated(error, self._name) from None
+
+    async def ask(self, *commands: Command) -> list[Reply]:
+        self.waiting += 1
+        try:
+            async with self._turn:
+                return await self._exchange(commands)
+        except (RedisError, OSError) as error:
+            raise _translated(error, self._name) from None
+        finally:
+            self.waiting -= 1
+
+    async def close(self) -> None:
+        try:
+            await self._connection.disconnect(nowait=True)
+        except (RedisError, OSError):
+            pass  # it was broken; it is gone now
+
+    @property
+    def _name(self) -> str:
+        return f"{self._connection.host}:{self._connection.port}"
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
+        if not self.is_up:  # redis-py would connect here, in the middle of a request
+            raise StateError(f"Redis at {self._name}: the connection is gone")
+        await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        replies = []
+        for _ in commands:
+            try:
+                replies.append(await self._connection.read_response())
+            except ResponseError as error:  # one answer among others, which still have to be read
+                replies.append(error)
+        return _checked(replies)
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server that takes writes, and the slots it keeps."""
+
+    slots: tuple[range, ...]
+    lanes: tuple[_Lane, ...]
+
+    async def ask(self, *commands: Command) -> list[Reply]:
+        """On the connection that fewest wait for."""
+        usable = [lane for lane in self.lanes if lane.is_up] or self.lanes
+        return await min(usable, key=lambda lane: lane.waiting).ask(*commands)
+
+
+class Connections:
+    """A Link to servers that are all connected."""
+
+    def __init__(self, servers: Sequence[_Server], close: AsyncExitStack) -> None:
+        self._servers = servers
+        self._close = close
+
+    async def call(self, *command: str | bytes | int) -> Reply:
+        return (await self._keeper(_slot(command)).ask(command))[0]
+
+    async def together(self, *commands: Command) -> list[Reply]:
+        slots = {_slot(command) for command in commands}
+        if len(self._servers) > 1 and len(slots) > 1:
+            return [await self.call(*command) for command in commands]
+        *_, replies = await self._keeper(slots.pop()).ask(("MULTI",), *commands, ("EXEC",))
+        return _checked(replies)
+
+    async def ping(self) -> None:
+        await asyncio.gather(*(lane.ask(("PING",)) for server in self._servers for lane in server.lanes))
+
+    async def close(self) -> None:
+        await self._close.aclose()
+
+    def _keeper(self, slot: int) -> _Server:
+        for server in self._servers:
+            if any(slot in slots for slots in server.slots):
+                return server
+        raise WrongServer(f"Redis Cluster: no server keeps slot {slot}")
+
+
+async def connect(servers: Servers) -> Connections:
+    """Find the servers, and connect to them. StateError."""
+    return await _Connecting(servers, await _context(servers.tls)).connect()
+
+
+async def _context(tls: Tls | None) -> ssl.SSLContext | None:
+    """Read anew each time, so that renewed certificates are taken; in a thread, because the system's are many."""
+    try:
+        return await asyncio.to_thread(tls.context) if tls else None
+    except OSError as error:
+        raise StateError(f"the TLS files for Redis: {error}") from None
+
+
+class _Connecting:
+    """One attempt to connect."""
+
+    def __init__(self, servers: Servers, context: ssl.SSLContext | None) -> None:
+        self._servers = servers
+        self._context = context
+
+    async def connect(self) -> Connections:
+        async with AsyncExitStack() as opened:
+            ready = [
+                _Server(slots, tuple([await self._open(opened, address) for _ in range(self._servers.connections)]))
+                for slots, address in await self._find()
+            ]
+            return Connections(ready, opened.pop_all())
+
+    async def _find(self) -> list[tuple[tuple[range, ...], Address]]:
+        """The servers that take writes, with their slots."""
+        addresses = self._servers.addresses
+        if not self._servers.master and len(addresses) > 1:
+            return await self._cluster()
+        address = await self._master() if self._servers.master else addresses[0]
+        return [((range(REDIS_CLUSTER_HASH_SLOTS),), address)]
+
+    async def _master(self) -> Address:
+        """What most Sentinels name: one that is cut off may still name the old master."""
+        answers = await asyncio.gather(*map(self._ask_sentinel, self._servers.addresses))
+        named = Counter(answer for answer in answers if answer is not None)
+        if not named:
+            raise StateError(f"no Sentinel of {len(answers)} names a master {self._servers.master!r}")
+        return named.most_common(1)[0][0]
+
+    async def _ask_sentinel(self, address: Address) -> Address | None:
+        question = ("SENTINEL GET-MASTER-ADDR-BY-NAME", self._servers.master)
+        try:
+            answer = await self._ask_once(address, question, sentinel=True)
+        except StateError:
+            return None
+        return (answer[0].decode(), int(answer[1])) if answer else None
+
+    async def _cluster(self) -> list[tuple[tuple[range, ...], Address]]:
+        """The masters, as the first member that answers knows them."""
+        reason = StateError("no address")
+        for address in self._servers.addresses:
+            try:
+                rows = await self._ask_once(address, ("CLUSTER SLOTS",))
+            except StateError as error:
+                reason = error
+                continue
+            slots: dict[Address, list[range]] = {}
+            for first, last, (host, port, *_), *_ in rows:
+                master = ((host or b"").decode() or address[0], int(port))
+                slots.setdefault(master, []).append(range(first, last + 1))
+            return [(tuple(ranges), master) for master, ranges in slots.items()]
+        raise StateError(f"no member of the Redis Cluster answers; the last one: {reason}")
+
+    async def _ask_once(self, address: Address, question: Command, *, sentinel: bool = False) -> Reply:
+        async with AsyncExitStack() as opened:
+            lane = await self._open(opened, address, sentinel=sentinel)
+            try:
+                async with asyncio.timeout(self._servers.answer_timeout):
+                    return (await lane.ask(question))[0]
+            except TimeoutError:
+                raise StateError(f"Redis at {address[0]}:{address[1]} does not answer") from None
+
+    async def _open(self, opened: AsyncExitStack, address: Address, *, sentinel: bool = False) -> _Lane:
+        lane = _Lane(self._connection(address, sentinel))
+        opened.push_async_callback(lane.close)
+        await lane.open(self._servers.dial_timeout + self._servers.answer_timeout)
+        return lane
+
+    def _connection(self, address: Address, sentinel: bool) -> Connection:
+        login = self._servers.sentinel_login if sentinel else self._servers.login
+        connection = (SSLConnection if self._context else Connection)(
+            host=address[0],
+            port=address[1],
+            username=login.username,
+            password=login.password,
+            db=0 if sentinel else self._servers.db,
+            client_name=self._servers.client_name,
+            protocol=2,  # every version speaks it, and nothing comes that was not asked for
+            socket_timeout=None,  # callers set limits
+            socket_connect_timeout=self._servers.dial_timeout,
+        )
+        if isinstance(connection, SSLConnection):
+            connection.ssl_context.context = self._context
+        return connection
+
+
+def _slot(command: Command) -> int:
+    return key_slot(str(command[1]).encode())
+
+
+def _checked(replies: list[Reply]) -> list[Reply]:
+    """The replies, or the first error among them."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _translated(error: Exception, name: str) -> StateError:
+    kind = WrongServer if isinstance(error, _ELSEWHERE) else StateError
+    return kind(f"Redis at {name}: {type(error).__name__} {error}")
