@@ -19,7 +19,7 @@ from cluster.errors import ConfigError
 from cluster.haproxy import Runtime
 from cluster.local import STATE, is_ready, say
 
-_QUIET = 5.0  # seconds that sessions of a drained node may still have; then it is told to stop, and finishes them
+_QUIET = 1.0  # seconds that sessions of a drained node may still have; then it is told to stop, and finishes them
 _RESTART = 60.0  # seconds for a node to stop and come back
 
 

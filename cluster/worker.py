@@ -45,6 +45,7 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
         self._head_timer = self.worker.loop.call_later(self.patience.head, self._head_timeout)
         self._abort_timer: asyncio.TimerHandle | None = None
         self._lingering = False
+        self._early: list[bytes] = []
         self._answering = False  # the answer to the current request has begun
         self._half_closed = False  # the client sends nothing more, but may read
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
@@ -62,6 +63,9 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
+            self._hold_early(data)
+            return
         # The next request on a kept connection begins here; its head has as long as the first one had.
         if self._awaiting_request and self._keepalive_handle is not None:
             self._cancel_keepalive_timer()
@@ -73,6 +77,24 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
             # The parser keeps what it cannot use yet, and looks at all of it again each time more comes.
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
+
+    def _hold_early(self, data: bytes) -> None:
+        """Keep what came before the loop of this connection has put the last request away.
+
+        The answer is out a moment before that, so a client may well be so fast; the parser would keep only so much.
+        """
+        self._early.append(data)
+        self._pause_reading()
+
+    def _resume_reading(self) -> None:
+        super()._resume_reading()
+        if self._early:
+            self.worker.loop.call_soon(self._feed_early)
+
+    def _feed_early(self) -> None:
+        if self._early and not self._closed and not self._callback_parser.is_complete:
+            data, self._early = b"".join(self._early), []
+            self.data_received(data)
 
     def eof_received(self) -> bool:
         """The client sends nothing more: what it asked for is answered, then the connection ends."""
@@ -127,6 +149,9 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
 
     def _head_timeout(self) -> None:
         self._refuse(408, f"the request's head was not complete within {self.patience.head:g} s")
+
+    def _will_close(self, *args: Any) -> bool:
+        return bool(self.worker.draining or super()._will_close(*args))
 
     def _refuse(self, status: int, message: str) -> None:
         self._send_error_response(status, message)
@@ -229,12 +254,26 @@ class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.patience: Patience = self.app.patience
         self.connections: set[RegistryProtocol] = set()
+        self.draining = False
 
-    async def _shutdown(self) -> None:
-        """Stop: no new connections, requests under way are finished, idle connections are closed."""
+    def handle_exit_signal(self) -> None:
+        """SIGTERM: take no new connections, and let clients on open ones find somebody else.
+
+        A client that is busy sends its next request within this time, is told to close, and goes elsewhere. Closed
+        at once, its connection could end under a request that is on its way, which it may not repeat.
+        """
+        self._begin_drain()
+        self.loop.call_later(self.patience.farewell if self.connections else 0, super().handle_exit_signal)
+
+    def _begin_drain(self) -> None:
+        self.draining = True
         self.app.on_drain()
         for server in self.servers:
             server.close()
+
+    async def _shutdown(self) -> None:
+        """Stop: requests under way are finished, idle connections are closed."""
+        self._begin_drain()
         closing = asyncio.create_task(self._close_idle())
         try:
             await super()._shutdown()

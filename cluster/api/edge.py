@@ -46,6 +46,7 @@ class Patience:
     reading: float = 120.0  # for a client that does not read, until it takes a chunk of 256 KiB
     idle: int = 75  # between requests; longer than clients and proxies wait, so that they close first
     linger: float = 2.0  # for a client whose request could not be understood to read that
+    farewell: float = 1.5  # for idle connections to be used once more when the process stops
 
 
 _PATIENCE = Patience()
