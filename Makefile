@@ -2,13 +2,14 @@
 PYTHON ?= python3
 PORT ?= 5000
 DATA ?= data
+NODES ?= 3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: up test lint unit api contract node conformance test-clients test-slow bench bench-memory venv tools clean
 
 up: venv
-	@DATA="$(DATA)" PORT="$(PORT)" deploy/up.sh
+	@$(BIN)/registry-cluster up --nodes $(NODES) --port $(PORT) --data $(DATA)
 
 test: venv tools lint
 	$(PYTEST) -m "not slow"

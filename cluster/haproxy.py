@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,14 +244,18 @@ class Runtime:
             raise BalancerError(f"{self._path}: {command}: {answer}")
 
     def _ask(self, command: str) -> str:
+        deadline = time.monotonic() + self._timeout
+        answer = b""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(self._timeout)
                 connection.connect(self._path)
                 connection.sendall(f"{command}\n".encode())
-                with connection.makefile("rb") as answer:
-                    return answer.read().decode("utf-8", "replace").strip()
+                while piece := connection.recv(65536):
+                    answer += piece
+                    connection.settimeout(max(deadline - time.monotonic(), 0.001))
         except TimeoutError:
             raise BalancerError(f"{self._path}: HAProxy did not answer within {self._timeout:g} s") from None
         except OSError as error:
             raise BalancerError(f"{self._path}: HAProxy cannot be asked: {error.strerror or error}") from error
+        return answer.decode("utf-8", "replace").strip()

@@ -65,6 +65,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
             metrics = Metrics()
         self._application = build(self._config, self._keys, identity=self._identity, metrics=metrics)
+        if metrics is not None:
+            self._application.edge.tell_in_flight = metrics.in_flight.set
         return self._application.edge
 
     def on_drain(self) -> None:

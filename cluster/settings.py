@@ -584,7 +584,7 @@ class Tags(Section):
 
 def _entries(value: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,3}[km]?", value):
-        raise ValueError("a number of entries in HAProxy's form, such as 200k")
+        raise ValueError("a number of entries, such as 200k")
     return value
 
 

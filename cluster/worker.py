@@ -8,7 +8,9 @@ nothing of what is served.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -22,6 +24,7 @@ from cluster.api.errors import envelope
 from cluster.errors import RegistryError, SizeInvalid, Unsupported
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
@@ -247,6 +250,19 @@ protocol.BodyReceiver = Receiver
 ASGIProtocol._check_h1c_protocol_available()
 
 
+def _hold_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+
+
+def _release_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
+# A signal between the fork and the first turn of the worker's loop would be lost: it reaches a copy of the
+# arbiter's handler, then one of uvloop that nobody reads. The arbiter would wait for the worker until it kills it.
+os.register_at_fork(before=_hold_stops, after_in_parent=_release_stops)
+
+
 class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]
     """A worker process."""
 
@@ -270,6 +286,10 @@ class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]
         self.app.on_drain()
         for server in self.servers:
             server.close()
+
+    async def _serve(self) -> None:
+        _release_stops()
+        await super()._serve()
 
     async def _shutdown(self) -> None:
         """Stop: requests under way are finished, idle connections are closed."""

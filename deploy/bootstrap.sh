@@ -101,7 +101,7 @@ make_venv() {
     .venv/bin/python -c 'import pip, sys; sys.exit([int(n) for n in pip.__version__.split(".")[:2]] < [25, 1])' ||
         pip_install --upgrade 'pip>=25.1'
     say "installing the project and its tools for lint and tests into .venv"
-    pip_install --editable . --group lint --group tests
+    pip_install --editable '.[embedded]' --group lint --group tests
     echo "$stamp" >.venv/stamp
 }
 

@@ -133,6 +133,23 @@ def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
     return replace(manifest, blobs=blobs, config_media_type=config.media_type)
 
 
+def stored_media_type(content: bytes) -> str:
+    """What bytes on storage are, whatever else is wrong with them: another registry may have taken them.
+
+    ManifestInvalid when they are nothing that can be named.
+    """
+    try:
+        fields = _object(json.loads(content), "manifest")
+    except (ValueError, RecursionError):
+        raise ManifestInvalid("not JSON") from None
+    media_type = _text(fields, "mediaType", "manifest")
+    if not media_type and {"config", "manifests"} & set(fields):
+        return OCI_INDEX if "manifests" in fields else OCI_MANIFEST
+    if media_type not in MEDIA_TYPES:
+        raise ManifestInvalid(f"the media type {media_type[:200]!r} is not known")
+    return media_type
+
+
 def _load(content: bytes) -> Any:
     """Strict JSON: UTF-8 without lone surrogates, no key twice, no NaN, nothing absurdly deep or long."""
     try:
@@ -223,7 +240,7 @@ def _annotations(fields: Mapping[str, Any], where: str) -> Annotations | None:
 
 def _descriptors(fields: Mapping[str, Any], key: str, *, required: bool = True) -> tuple[Descriptor, ...]:
     value = fields.get(key)
-    if value is None and not required:
+    if value is None and (key in fields or not required):  # null is how Go writes a list that was never made
         return ()
     if not isinstance(value, list):
         raise ManifestInvalid(f"{key}: wanted a list of descriptors")

@@ -25,10 +25,13 @@ class Catalog:
             names.append(name)
         return names, False
 
-    async def walk(self, last: str = "") -> AsyncIterator[RepositoryName]:
-        """All names behind `last`: `/` sorts before every other character, as Distribution's cursors have it."""
+    async def walk(self, last: str = "", mark: str = layout.MANIFESTS_DIRECTORY) -> AsyncIterator[RepositoryName]:
+        """All names behind `last` whose directory holds `mark`.
+
+        `/` sorts before every other character, as Distribution's cursors have it.
+        """
         async for path, marks in self.directories(last):
-            if layout.MANIFESTS_DIRECTORY in marks:
+            if mark in marks:
                 try:
                     yield RepositoryName.parse(path)
                 except (

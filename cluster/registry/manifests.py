@@ -25,6 +25,7 @@ from cluster.oci.manifest import (
     Descriptor,
     Manifest,
     parse_manifest,
+    stored_media_type,
 )
 from cluster.oci.reference import Reference, RepositoryName, Tag
 from cluster.registry.blobs import BlobStore
@@ -180,7 +181,7 @@ class ManifestStore:
         media_type = self._types.get(canonical)
         if media_type is None:
             try:
-                media_type = parse_manifest(content).media_type
+                media_type = stored_media_type(content)
             except ManifestInvalid as error:
                 raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
             self._types[canonical] = media_type

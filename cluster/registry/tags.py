@@ -74,7 +74,10 @@ class TagStore:
         only_if: Callable[[Digest], Awaitable[bool]] | None = None,
     ) -> bool:
         """Remove the tag; False when there is none, or `only_if` does not hold of what it points to."""
-        if precondition is None and await self.get(name, tag) is None:
+        current = await self.get(name, tag)
+        if precondition is not None:
+            precondition.check(current)
+        if current is None:
             return False  # before a lock is made: asking for nothing must leave nothing behind
         async with self._locked(name, tag):
             current = await self.get(name, tag)

@@ -1,9 +1,8 @@
 """What a sick Redis may cost a request (promise P4): 50 ms in all, and nothing once that is known.
 
 One breaker in each worker. Closed, it holds a store whose connections are ready. A call that takes too long, three
-failures in a row, or an answer of the wrong server open it: the store is dropped whole, and calls fail at once until
-the breaker's own task has made a new one and has seen it answer in time. `Shared` is what the services see: the ports
-of store.py, on which nothing fails and nothing takes long.
+failures in a row, or an answer of the wrong server open it: the store is dropped whole, and calls fail at once,
+until the breaker's own task has made a new one and has seen it answer in time.
 """
 
 from __future__ import annotations
@@ -11,15 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from cluster.errors import StateError
-from cluster.oci.digest import Digest
-from cluster.oci.manifest import Descriptor
-from cluster.oci.reference import RepositoryName
-from cluster.state.outbox import Call, Outbox
-from cluster.state.store import Node, Store, Turn, UploadHint, WrongServer
+from cluster.state.store import Store, WrongServer
 
 REQUEST_BUDGET = 0.050  # seconds; a request waits for two calls at most, so each has
 CALL_LIMIT = REQUEST_BUDGET / 2
@@ -27,7 +22,6 @@ _FAILURES = 3  # in a row
 _PROBE = 1.0  # seconds between two looks at a store that works
 _PAUSE = 0.5  # seconds between two attempts to get one
 _STANDSTILL = 0.005  # seconds that a timer may be late before this process itself is what was slow
-_FAREWELL = 1.0  # seconds for what is still queued when the worker stops
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -77,7 +71,7 @@ class Breaker:
 
     async def stop(self) -> None:
         """Let go of the store."""
-        self._open(self._store, "stopped")
+        self._drop("stopped")
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -85,30 +79,39 @@ class Breaker:
         task = self._spawn(_awaited(call(store)))
         if not await _finished(task, self._limit):
             task.cancel()
-            self._open(store, f"no answer within {self._limit * 1000:g} ms")
-            raise StateError(self.reason)
+            slow = f"no answer within {self._limit * 1000:g} ms"
+            self._open(store, slow)
+            raise StateError(slow)
         try:
             result = task.result()
         except StateError as error:
             self._failed(store, error)
             raise
+        except Exception as error:
+            # An answer that nobody foresaw must not fail a request (promise P4); it is logged with its trace.
+            _log.exception("shared state: an answer was not understood")
+            raise StateError(f"an answer was not understood: {error}") from error
         self._failures = 0
         return result
 
     def _failed(self, store: Store, error: StateError) -> None:
-        self._failures += 1
-        _log.info("shared state: %s", error)
-        if self._failures >= _FAILURES or isinstance(error, WrongServer):
-            self._open(store, str(error))
+        if store is self._store:
+            self._failures += 1
+            _log.info("shared state: %s", error)
+            if self._failures >= _FAILURES or isinstance(error, WrongServer):
+                self._open(store, str(error))
 
-    def _open(self, store: Store | None, reason: str) -> None:
-        """Do without: every connection is dropped, and calls that wait for one fail with it."""
-        if store is None or store is not self._store:
-            return
+    def _open(self, store: Store, reason: str) -> None:
+        if store is self._store:
+            _log.warning("shared state is left alone until it answers again: %s", reason)
+            self._drop(reason)
+
+    def _drop(self, reason: str) -> None:
+        """Do without: every connection is closed, and calls that wait for an answer fail with it."""
+        if self._store is not None:
+            self._spawn(self._store.close())
         self._store, self._failures, self.reason = None, 0, reason
         self._changed.set()
-        self._spawn(store.close())
-        _log.warning("shared state is left alone until it answers again: %s", reason)
 
     async def _close(self) -> None:
         """Get a store that answers in time."""
@@ -117,12 +120,16 @@ class Breaker:
         except StateError as error:
             self._explain(str(error))
             return
-        if await self._probe(store):
+        works = False
+        try:
+            works = await self._probe(store)
+        finally:
+            if not works:
+                await store.close()
+        if works:
             self._store = store
             self._changed.clear()
             _log.info("shared state is there")
-        else:
-            await store.close()
 
     async def _probe(self, store: Store) -> bool:
         """Whether the store answers in time and takes writes; notes when it has lost some."""
@@ -130,8 +137,8 @@ class Breaker:
         try:
             before = await self._call(store, lambda store: store.advance(self._witness, self._written))
         except StateError as error:
-            self._explain(str(error))
             self._open(store, str(error))
+            self._explain(str(error))
             return False
         if before < self._confirmed:
             _log.warning("shared state has lost what was written last: it was emptied, or is an older copy")
@@ -176,92 +183,3 @@ async def _finished(task: asyncio.Future[Any], limit: float) -> bool:
     if not task.done() and clock() > deadline + _STANDSTILL:
         await asyncio.wait({task}, timeout=_STANDSTILL)  # the answer may lie in the socket since long
     return task.done()
-
-
-class Shared:
-    """The ports of store.py as the services use them.
-
-    Reads answer None at once while there is no store. Writes are queued, and nobody waits for them; only `forget`
-    waits for its turn, within the limit, so that a Distribution node hears of a delete before the client does.
-    """
-
-    def __init__(self, connect: Callable[[], Awaitable[Store]] | None, *, limit: float = CALL_LIMIT) -> None:
-        """Without `connect` there is no shared state at all, and nothing to run."""
-        self._connects = connect is not None
-        self._limit = limit
-        self._breaker = Breaker(connect or _nowhere, limit=limit, on_loss=self._repeat_removals)
-        self._outbox = Outbox(self._breaker.call)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is a store to ask now."""
-        return self._breaker.is_closed
-
-    @property
-    def reason(self) -> str:
-        """Why there is none; empty when there is one, or none is configured."""
-        return "" if self.is_known or not self._connects else self._breaker.reason
-
-    async def run(self) -> None:
-        """Look after the connections and send what is queued, until cancelled. One task of each worker."""
-        if not self._connects:
-            return
-        sending = asyncio.create_task(self._outbox.run())
-        try:
-            await self._breaker.run()
-        finally:
-            if self.is_known:
-                await self._outbox.drain(_FAREWELL)
-            sending.cancel()
-            await self._breaker.stop()
-
-    async def remember(self, name: RepositoryName, digest: Digest, descriptor: Descriptor) -> None:
-        self._tell(lambda store: store.remember(name, digest, descriptor))
-
-    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
-        return await self._ask(lambda store: store.recall(name, digest))
-
-    async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
-        if not self._connects:
-            return
-        done = self._outbox.put(lambda store: store.forget(name, digests), is_removal=True)
-        if self.is_known:
-            await asyncio.wait({done}, timeout=self._limit)
-
-    async def save_hint(self, uuid: str, hint: UploadHint) -> None:
-        self._tell(lambda store: store.save_hint(uuid, hint))
-
-    async def load_hint(self, uuid: str) -> UploadHint | None:
-        return await self._ask(lambda store: store.load_hint(uuid))
-
-    async def drop_hint(self, uuid: str) -> None:
-        self._tell(lambda store: store.drop_hint(uuid))
-
-    async def beat(self, node: Node) -> None:
-        self._tell(lambda store: store.beat(node))
-
-    async def nodes(self) -> list[Node]:
-        return await self._ask(lambda store: store.nodes()) or []
-
-    async def last_turn(self, role: str) -> Turn | None:
-        return await self._ask(lambda store: store.last_turn(role))
-
-    async def record_turn(self, role: str, turn: Turn, seconds: float) -> None:
-        self._tell(lambda store: store.record_turn(role, turn, seconds))
-
-    async def _ask(self, call: Callable[[Store], Awaitable[T]]) -> T | None:
-        try:
-            return await self._breaker.call(call)
-        except StateError:
-            return None
-
-    def _tell(self, call: Call) -> None:
-        if self.is_known:
-            self._outbox.put(call)
-
-    def _repeat_removals(self) -> None:
-        self._outbox.repeat_removals()
-
-
-async def _nowhere() -> Store:
-    raise StateError("no redis section is configured")

@@ -1,4 +1,4 @@
-"""What is on its way to the store without anybody waiting for it: in order, bounded, and dropped when it is too old.
+"""Writes on their way to the store: in order, bounded, and dropped when they are too old.
 
 Removals are different: a Distribution node would serve what was deleted, so they outlive a time without Redis, and
 are sent once more when Redis has lost its last writes.
@@ -35,12 +35,10 @@ class _Write:
 class Outbox:
     """A queue of writes, and the task that sends them."""
 
-    def __init__(
-        self, send: Callable[[Call], Awaitable[None]], *, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, send: Callable[[Call], Awaitable[None]], now: Callable[[], float] = time.monotonic) -> None:
         self._send = send  # fails with StateError, at once while there is nobody to send to
         self._now = now
-        self._queue: deque[_Write] = deque(maxlen=LIMIT)
+        self._queue: deque[_Write] = deque()
         self._sent_removals: deque[_Write] = deque(maxlen=LIMIT)
         self._filled = asyncio.Event()
 
@@ -50,8 +48,7 @@ class Outbox:
     def put(self, call: Call, *, is_removal: bool = False) -> asyncio.Future[None]:
         """Queue a write; when too many wait, the oldest is dropped. The future is done when its fate is decided."""
         write = _Write(call, is_removal, self._now())
-        self._queue.append(write)
-        self._filled.set()
+        self._append(write)
         return write.done
 
     def repeat_removals(self) -> None:
@@ -59,8 +56,7 @@ class Outbox:
         while self._sent_removals:
             write = self._sent_removals.popleft()
             if self._now() - write.since < _LOST_AGE:
-                self._queue.append(write)
-                self._filled.set()
+                self._append(write)
 
     async def run(self) -> None:
         """Send what is queued, until cancelled."""
@@ -78,7 +74,7 @@ class Outbox:
             await asyncio.wait(writes, timeout=within)
 
     async def _send_first(self) -> bool:
-        """Whether there is reason to go on at once. A removal that failed goes to the end, so that none blocks."""
+        """Whether there is reason to go on at once. A removal that failed goes to the end, and blocks no other."""
         write = self._queue[0]
         if self._now() - write.since > (_REMOVAL_AGE if write.is_removal else _HINT_AGE):
             self._end(write)
@@ -90,13 +86,20 @@ class Outbox:
             return False
         self._end(write)
         if write.is_removal:
+            write.since = self._now()
             self._sent_removals.append(write)
         return True
+
+    def _append(self, write: _Write) -> None:
+        if len(self._queue) >= LIMIT:
+            self._end(self._queue[0])
+        self._queue.append(write)
+        self._filled.set()
 
     def _end(self, write: _Write, *, again: bool = False) -> None:
         if self._queue and self._queue[0] is write:  # else a full queue has pushed it out
             self._queue.popleft()
         if again:
-            self._queue.append(write)
+            self._append(write)
         elif not write.done.done():
             write.done.set_result(None)

@@ -1,8 +1,8 @@
 """Connections to Redis: to one server, to the master that Sentinels name, or to every master of a Cluster.
 
 The only importer of redis-py; its exceptions, and the system's, die here. Everything slow (names, TCP, TLS, AUTH,
-Sentinels, a Cluster's slots) happens in `connect`, which no request waits for. What it returns is never repaired: it
-works, or is dropped whole and made anew.
+Sentinels, a Cluster's slots) happens in `connect`, which no request waits for. What it returns is never repaired:
+it works, or is dropped whole and made anew.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Servers:
     db: int = 0
     client_name: str | None = None
     tls: Tls | None = None
-    dial_timeout: float = 5.0  # seconds to connect, and
-    answer_timeout: float = 3.0  # seconds for what is asked while connecting
+    dial_timeout: float = 1.0  # seconds to connect, and
+    answer_timeout: float = 1.0  # seconds for what is asked while connecting; requests have their own limit
     connections: int = 4  # to each server; calls take turns on them
 
 
@@ -82,6 +82,7 @@ class _Lane:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._transport: asyncio.WriteTransport | None = None
         self._turn = asyncio.Lock()
         self.waiting = 0
 
@@ -93,6 +94,8 @@ class _Lane:
         try:
             async with asyncio.timeout(limit):
                 await self._connection.connect()  # type: ignore[no-untyped-call]
+            assert self._connection._writer is not None  # noqa: S101 - it is connected
+            self._transport = self._connection._writer.transport
         except (RedisError, OSError) as error:  # a time-out of asyncio is an OSError
             await self.close()
             raise _translated(error, self._name) from None
@@ -106,12 +109,20 @@ class _Lane:
             raise _translated(error, self._name) from None
         finally:
             self.waiting -= 1
+            if not self.is_up:
+                self._abort()
 
     async def close(self) -> None:
+        self._abort()
         try:
-            await self._connection.disconnect(nowait=True)
+            await self._connection.disconnect()
         except (RedisError, OSError):
             pass  # it was broken; it is gone now
+
+    def _abort(self) -> None:
+        # A polite end (of TLS, or of what is still to be sent) would wait for a server that hangs.
+        if self._transport is not None:
+            self._transport.abort()
 
     @property
     def _name(self) -> str:
@@ -127,7 +138,8 @@ class _Lane:
                 replies.append(await self._connection.read_response())
             except ResponseError as error:  # one answer among others, which still have to be read
                 replies.append(error)
-        return _checked(replies)
+        _check(replies)
+        return replies
 
 
 @dataclass(frozen=True)
@@ -157,8 +169,8 @@ class Connections:
         slots = {_slot(command) for command in commands}
         if len(self._servers) > 1 and len(slots) > 1:
             return [await self.call(*command) for command in commands]
-        *_, replies = await self._keeper(slots.pop()).ask(("MULTI",), *commands, ("EXEC",))
-        return _checked(replies)
+        replies: list[Reply] = (await self._keeper(slots.pop()).ask(("MULTI",), *commands, ("EXEC",)))[-1]
+        return replies
 
     async def ping(self) -> None:
         await asyncio.gather(*(lane.ask(("PING",)) for server in self._servers for lane in server.lanes))
@@ -278,12 +290,13 @@ def _slot(command: Command) -> int:
     return key_slot(str(command[1]).encode())
 
 
-def _checked(replies: list[Reply]) -> list[Reply]:
-    """The replies, or the first error among them."""
+def _check(replies: list[Reply]) -> None:
+    """Raise the first error among the replies, and among those inside of EXEC's."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-    return replies
+        if isinstance(reply, list):
+            _check(reply)
 
 
 def _translated(error: Exception, name: str) -> StateError:

@@ -163,8 +163,11 @@ class SegmentUploads:
         end = sum(segment.size for segment in segments)
         while end in published:
             path = f"{session}/_seg/{end:020d}"
-            segments.append(Segment(path, end, self.disk.status(path).size, True))
-            end += segments[-1].size
+            size = self.disk.status(path).size
+            if not size:  # storage has lost what it said was synced
+                break
+            segments.append(Segment(path, end, size, True))
+            end += size
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
         return _Chain(segments, end, sorted(private, key=self._size, reverse=True))
@@ -230,11 +233,27 @@ class SegmentUploads:
         """A new private file and its descriptor, whose lock is held. FileNotFoundError: the session is gone."""
         while True:
             path = f"{session}/_seg/{stem}.{secrets.token_hex(8)}"
-            fd = self.disk.create(path)
+            try:
+                fd = self.disk.create(path)
+            except FileNotFoundError:
+                self._take_over(session)
+                continue
             if self.disk.try_lock(fd):
                 return path, fd
             # Somebody asked for the status between the two calls and is looking at the lock: leave him this one.
             self.disk.close(fd)
+
+    def _take_over(self, session: str) -> None:
+        """Prepare a session that Distribution began. FileNotFoundError when there is none."""
+        for name in ("startedat", "data"):  # first: what stands on `_seg` stands on these too (U11)
+            try:
+                self.disk.sync_path(f"{session}/{name}")
+            except FileNotFoundError:
+                pass
+        try:
+            self.disk.mkdir(f"{session}/_seg")
+        except FileExistsError:
+            pass
 
     def publish(self, session: str, path: str, offset: int) -> None:
         """Give a sealed file its offset; the one operation that only one writer can win (U2)."""
@@ -258,15 +277,8 @@ class SegmentUploads:
 
     async def append(self, path: str, offset: int, observe: Observer) -> _Writer:
         session = self._full(path)
-        private, fd = await self.threads.run(self._begin, session, offset)
+        private, fd = await self.threads.run(self._private, session, f"{offset:020d}")
         return _Writer(self, session, fd, private, offset, observe)
-
-    def _begin(self, session: str, offset: int) -> tuple[str, int]:
-        try:
-            return self._private(session, f"{offset:020d}")
-        except FileNotFoundError:
-            self.disk.mkdir(f"{session}/_seg")  # a session that Distribution began; if it is gone, so is this
-            return self._private(session, f"{offset:020d}")
 
     async def replay(self, path: str, start: int, stop: int, observe: Observer) -> None:
         await self.threads.run_long(self._replay, self._full(path), start, stop, observe)

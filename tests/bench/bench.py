@@ -72,6 +72,15 @@ class Seat:
     def address(self) -> Address:
         return "127.0.0.1", self.registry.port
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the leader and its workers so far."""
+        ticks = 0
+        for pid in (self.registry.pid, *self.registry.children()):
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -103,9 +112,10 @@ def rates(seats: Sequence[Seat], content: Content, plan: Plan) -> Iterator[Row]:
             for seat in seats:
                 if number == 0:
                     seat.asked += request_rate(seat.address, method, path, plan.warm_up).answers
+                before = seat.cpu_seconds()
                 rate = request_rate(seat.address, method, path, plan.seconds)
                 seat.asked += rate.answers
-                row.rounds.setdefault(seat.name, []).append(rate.per_second)
+                row.add(seat.name, rate.per_second, (seat.cpu_seconds() - before) / rate.answers)
                 row.latencies.setdefault(seat.name, []).append((rate.p50_ms, rate.p99_ms))
         yield row
 
@@ -132,7 +142,9 @@ def transfers(seats: Sequence[Seat], content: Content, plan: Plan) -> Iterator[R
             for seat in seats:
                 if number == 0:
                     action(seat)
-                row.rounds.setdefault(seat.name, []).append(mebibytes / action(seat))
+                before = seat.cpu_seconds()
+                seconds = action(seat)
+                row.add(seat.name, mebibytes / seconds, seat.cpu_seconds() - before)
         yield row
 
 
@@ -173,7 +185,7 @@ def measure(seats: Sequence[Seat], plan: Plan, big_size: int) -> list[Row]:
     for measures in (rates, transfers):
         for row in measures(seats, content, plan):
             rows.append(row)
-            print(f"{row.name}: {row.rounds}", file=sys.stderr)
+            print(f"{row.name}: done", file=sys.stderr)
     return rows
 
 

@@ -19,12 +19,23 @@ class Row:
     name: str
     unit: str
     rounds: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of processor time that one answer cost; what else runs on the machine hardly changes them."""
     latencies: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """p50 and p99 in milliseconds; empty for transfers."""
+
+    def add(self, seat: str, per_second: float, cpu: float) -> None:
+        """The outcome of one round."""
+        self.rounds.setdefault(seat, []).append(per_second)
+        self.cpu.setdefault(seat, []).append(cpu)
 
     def ratio(self, ours: str, theirs: str) -> float:
         """How many times theirs we do: the ratio of the medians."""
         return statistics.median(self.rounds[ours]) / statistics.median(self.rounds[theirs])
+
+    def thrift(self, ours: str, theirs: str) -> float:
+        """How many times our processor time they spend on one answer: the ratio of the medians."""
+        return statistics.median(self.cpu[theirs]) / statistics.median(self.cpu[ours])
 
     def paired(self, ours: str, theirs: str) -> list[float]:
         """The ratio in each pair of rounds: how much of it is noise."""
@@ -42,11 +53,14 @@ class Report:
     def markdown(self) -> str:
         ours, *others = self.seats
         head = ["request", *(f"{seat} (min / median / max)" for seat in self.seats)]
-        head += [f"ratio to {seat} (min to max)" for seat in others]
+        for seat in others:
+            head += [f"ratio to {seat} (min to max)", "CPU ratio"]
         table = [head, ["---"] + ["---:"] * (len(head) - 1)]
         for row in self.rows:
-            figures = [_spread(row.rounds[seat], row.unit) for seat in self.seats]
-            table.append([row.name, *figures, *(_ratio(row, ours, seat) for seat in others)])
+            cells = [row.name, *(_spread(row.rounds[seat], row.unit) for seat in self.seats)]
+            for seat in others:
+                cells += [_ratio(row, ours, seat), f"{row.thrift(ours, seat):.2f}"]
+            table.append(cells)
         lines = [_aligned(cells, table) for cells in table]
         notes = [f"- {key}: {value}" for key, value in self.conditions.items()]
         return "\n".join(["# Benchmark", "", *lines, "", *notes, ""])

@@ -1,0 +1,112 @@
+"""Shared state as the services see it: the ports of store.py, on which nothing fails and nothing takes long.
+
+Reads answer None, at once while there is no store. Writes are queued. Two of them wait for their turn, within the
+limit of a call, because what comes next counts on them: the chunk that another node gets finds the hint, and a
+Distribution node hears of a delete before the client does. A request waits for two calls at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from cluster.errors import StateError
+from cluster.oci.digest import Digest
+from cluster.oci.manifest import Descriptor
+from cluster.oci.reference import RepositoryName
+from cluster.state.breaker import CALL_LIMIT, Breaker
+from cluster.state.outbox import Call, Outbox
+from cluster.state.store import Node, Store, Turn, UploadHint
+
+_FAREWELL = 1.0  # seconds for what is still queued when the worker stops
+
+T = TypeVar("T")
+
+
+class SharedState:
+    """A breaker, and the writes that wait for it."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Store]] | None, *, limit: float = CALL_LIMIT) -> None:
+        """Without `connect` nothing is shared: nothing is ever known, and there is nothing to run."""
+        self._exists = connect is not None
+        self._limit = limit
+        self._breaker = Breaker(connect or _nowhere, limit=limit, on_loss=self._repeat_removals)
+        self._outbox = Outbox(self._breaker.call)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a store to ask now."""
+        return self._breaker.is_closed
+
+    @property
+    def trouble(self) -> str:
+        """Why there is none; empty when there is one, or none is configured."""
+        return self._breaker.reason if self._exists and not self.is_up else ""
+
+    async def run(self) -> None:
+        """Look after the connections and send what is queued, until cancelled. One task of each worker."""
+        if not self._exists:
+            return
+        sending = asyncio.create_task(self._outbox.run())
+        try:
+            await self._breaker.run()
+        finally:
+            if self.is_up:
+                await self._outbox.drain(_FAREWELL)
+            sending.cancel()
+            await self._breaker.stop()
+
+    async def remember(self, name: RepositoryName, digest: Digest, descriptor: Descriptor) -> None:
+        self._tell(lambda store: store.remember(name, digest, descriptor))
+
+    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
+        return await self._ask(lambda store: store.recall(name, digest))
+
+    async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
+        """Queued while there is no store, too."""
+        if self._exists:
+            await self._turn(self._outbox.put(lambda store: store.forget(name, digests), is_removal=True))
+
+    async def save_hint(self, uuid: str, hint: UploadHint) -> None:
+        if self.is_up:
+            await self._turn(self._outbox.put(lambda store: store.save_hint(uuid, hint)))
+
+    async def load_hint(self, uuid: str) -> UploadHint | None:
+        return await self._ask(lambda store: store.load_hint(uuid))
+
+    async def drop_hint(self, uuid: str) -> None:
+        self._tell(lambda store: store.drop_hint(uuid))
+
+    async def beat(self, node: Node) -> None:
+        self._tell(lambda store: store.beat(node))
+
+    async def nodes(self) -> list[Node]:
+        return await self._ask(lambda store: store.nodes()) or []
+
+    async def last_turn(self, role: str) -> Turn | None:
+        return await self._ask(lambda store: store.last_turn(role))
+
+    async def record_turn(self, role: str, turn: Turn, seconds: float) -> None:
+        self._tell(lambda store: store.record_turn(role, turn, seconds))
+
+    async def _ask(self, call: Callable[[Store], Awaitable[T]]) -> T | None:
+        try:
+            return await self._breaker.call(call)
+        except StateError:
+            return None
+
+    def _tell(self, call: Call) -> None:
+        if self.is_up:
+            self._outbox.put(call)
+
+    async def _turn(self, done: asyncio.Future[None]) -> None:
+        if self.is_up:
+            await asyncio.wait({done}, timeout=self._limit)
+
+    def _repeat_removals(self) -> None:
+        self._outbox.repeat_removals()
+
+
+async def _nowhere() -> Store:
+    raise StateError("nothing is shared")

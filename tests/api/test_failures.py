@@ -1,0 +1,152 @@
+"""Storage that fails and bugs of our own: still the specification's JSON, and nothing told that helps nobody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cluster.errors import StorageError
+from cluster.storage.driver import LockTimeout, StorageFull, StorageTimeout
+from cluster.storage.memory import MemoryDriver, MemoryUploads
+from tests.api.conftest import UNKNOWN, Api, Storage, encode, errors, index, refusal, sha
+
+SECRET_PLACE = "/srv/registry/docker/registry/v2/blobs"
+
+
+class BreakableDriver(MemoryDriver):
+    """Memory whose every call fails once there is an error to fail with."""
+
+    error: Exception | None = None
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def probe(self) -> None:
+        self._check()
+
+    async def read(self, path: str) -> bytes:
+        self._check()
+        return await super().read(path)
+
+    async def write(self, path: str, content: bytes) -> None:
+        self._check()
+        await super().write(path, content)
+
+    async def stamp(self, path: str) -> int:
+        self._check()
+        return await super().stamp(path)
+
+    async def remove(self, path: str) -> None:
+        self._check()
+        await super().remove(path)
+
+    @asynccontextmanager
+    async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
+        self._check()
+        async with super().lock(path, timeout):
+            yield
+
+
+class LockedDriver(MemoryDriver):
+    """Memory whose locks are held by somebody who does not let go."""
+
+    @asynccontextmanager
+    async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
+        raise LockTimeout(f"{path} was locked by another writer for {timeout:g} s")
+        yield
+
+
+def api_on(driver: MemoryDriver) -> Api:
+    return Storage(driver, MemoryUploads(driver), lambda: dict(driver.files)).api()
+
+
+@pytest.fixture
+def driver() -> BreakableDriver:
+    return BreakableDriver()
+
+
+@pytest.fixture
+def filled(driver: BreakableDriver) -> Api:
+    """One image, `v1` in `a`, on storage that does not fail yet."""
+    api = api_on(driver)
+    api.push_image("a", "v1")
+    return api
+
+
+REQUESTS = [
+    ("GET", "/v2/_catalog", b""),
+    ("GET", "/v2/a/tags/list", b""),
+    ("GET", "/v2/a/manifests/v1", b""),
+    ("GET", f"/v2/a/manifests/{UNKNOWN}", b""),
+    ("GET", f"/v2/a/blobs/{sha(b'layer')}", b""),
+    ("GET", f"/v2/a/referrers/{UNKNOWN}", b""),
+    ("POST", "/v2/a/blobs/uploads/", b""),
+    ("POST", f"/v2/a/blobs/uploads/?digest={sha(b'new')}", b"new"),
+    ("POST", f"/v2/b/blobs/uploads/?mount={sha(b'layer')}&from=a", b""),
+    ("PUT", "/v2/a/manifests/v2", encode(index())),
+    ("DELETE", "/v2/a/manifests/v1", b""),
+    ("DELETE", f"/v2/a/blobs/{sha(b'layer')}", b""),
+]
+requests = pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
+
+
+@requests
+@pytest.mark.parametrize(
+    ("error", "word"), [(StorageError, "error"), (StorageFull, "full"), (StorageTimeout, "does not answer")]
+)
+def test_storage_that_fails_is_503_with_a_time_to_come_again(
+    filled: Api, driver: BreakableDriver, method: str, path: str, body: bytes, error: type[StorageError], word: str
+) -> None:
+    driver.error = error(f"Input/output error: {SECRET_PLACE}")
+    answer = filled.simulate_request(method, path, body=body)
+    assert refusal(answer) == (503, "UNAVAILABLE")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert word in errors(answer)[0]["detail"]
+    assert SECRET_PLACE not in answer.text
+    driver.error = None
+    assert filled.get("/v2/a/manifests/v1").status_code == 200, "works again when storage does"
+
+
+@requests
+def test_a_bug_is_500_in_the_form_of_the_specification_and_tells_nothing_of_itself(
+    filled: Api, driver: BreakableDriver, method: str, path: str, body: bytes
+) -> None:
+    driver.error = RuntimeError(f"a bug that knows of {SECRET_PLACE}")
+    answer = filled.simulate_request(method, path, body=body)
+    assert refusal(answer) == (500, "UNKNOWN")
+    assert SECRET_PLACE not in answer.text
+    assert "Traceback" not in answer.text
+    assert filled.get("/v2/").status_code == 200
+
+
+def test_a_tag_that_somebody_holds_is_503_for_writers_and_served_to_readers() -> None:
+    """Rule T2: safety before progress, and only for this tag."""
+    api = api_on(LockedDriver())
+    image = api.push_image("a")
+    api.write("repositories/a/_manifests/tags/v1/current/link", sha(image).encode())
+    put = api.put_manifest("a", "v1", image)
+    deleted = api.delete("/v2/a/manifests/v1")
+    for answer in (put, deleted):
+        assert refusal(answer) == (503, "UNAVAILABLE")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "v1" in errors(answer)[0]["detail"]
+    assert api.get("/v2/a/manifests/v1").content == image
+
+
+@pytest.mark.parametrize("error", [StorageError("x"), StorageTimeout("x")])
+def test_a_node_whose_storage_fails_is_alive_says_so_and_is_taken_out_after_a_while(
+    filled: Api, driver: BreakableDriver, error: StorageError
+) -> None:
+    assert filled.get("/healthz").json["status"] == "ok"
+    driver.error = error
+    for ready in (True, True, False):
+        report = filled.get("/healthz")
+        assert (report.status_code, report.json["ready"]) == (503, ready)
+        assert filled.get("/readyz").status_code == (200 if ready else 503)
+        assert filled.get("/livez").status_code == 200
+    driver.error = None
+    assert filled.get("/healthz").json["status"] == "ok"
+    assert filled.get("/readyz").status_code == 200

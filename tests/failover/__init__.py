@@ -1,0 +1,1 @@
+"""What happens when parts of a running cluster die, hang or leave: real processes, sentences with deadlines."""

@@ -1,0 +1,144 @@
+"""The command line as an operator meets it: exit codes, and messages that say what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import __version__
+from tests.node.nodes import brief
+from tests.support.process import Config, Node, free_port, merge
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("REGISTRY_", "WEB_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "cluster", *arguments],
+        capture_output=True,
+        text=True,
+        env=clean | variables,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration file that is right; its storage directory is there."""
+    (tmp_path / "data").mkdir()
+    return write(tmp_path, {})
+
+
+def write(directory: Path, over: Config) -> Path:
+    base = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
+        "http": {"addr": f"127.0.0.1:{free_port()}", "secret": "top-secret"},
+    }
+    path = directory / "config.yml"
+    path.write_text(yaml.safe_dump(merge(base, over)), encoding="utf-8")
+    return path
+
+
+def test_the_version_is_one_line() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"registry-cluster {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["serv"], ["config", "chek"]])
+def test_wrong_arguments_are_exit_code_2_and_show_the_usage(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: registry-cluster")
+
+
+def test_a_right_file_is_said_to_be_right(config: Path) -> None:
+    done = run("config", "check", str(config))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{config}: no problems\n", "")
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    wrong = {"http": {"adr": ":5000", "draintimeout": "soon"}, "log": {"level": "loud"}}
+    done = run("config", "check", str(write(tmp_path, wrong)))
+    assert done.returncode == 1
+    for words in (["http.adr", "addr"], ["http.draintimeout", "soon"], ["log.level", "loud", "debug"]):
+        assert any(all(word in line for word in words) for line in done.stdout.splitlines()), (words, done.stdout)
+
+
+def test_what_is_in_force_is_shown_without_its_secrets(tmp_path: Path) -> None:
+    secrets = {"http": {"secret": "secret-one"}, "cluster": {"secrets": ["secret-two"]}}
+    redis = {"addrs": ["127.0.0.1:1"], "password": "secret-three"}
+    path = write(tmp_path, {**secrets, "redis": redis})
+    done = run(
+        "config", "show", str(path), REGISTRY_STORAGE_DELETE_ENABLED="true", REGISTRY_REDIS_PASSWORD="secret-four"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "secret-" not in done.stdout + done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["storage"]["delete"]["enabled"] is True
+    assert shown["http"]["secret"] == "<hidden>"
+    assert shown["http"]["draintimeout"] == "30s"
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"http": {"draintimeout": "soon"}}, ["http.draintimeout", "soon"]),
+        ({"http": {"debug": {"addr": "nowhere"}}}, ["http.debug.addr", "nowhere"]),
+        ({"auth": {"silly": {"realm": "a", "service": "b"}}}, ["auth"]),
+        ({"storage": {"s3": {"bucket": "a"}}}, ["storage"]),
+        ({"storage": {"filesystem": {"rootdirectory": "/does/not/exist"}}}, ["rootdirectory", "/does/not/exist"]),
+        ({"storage": {"filesystem": {"rootdirectory": "/dev/null"}}}, ["rootdirectory", "/dev/null"]),
+        ({"storage": {"filesystem": {"rootdirectory": "/proc"}}}, ["rootdirectory", "/proc", "writable"]),
+    ],
+)
+def test_a_node_that_cannot_serve_says_why_and_ends_with_1(tmp_path: Path, over: Config, words: list[str]) -> None:
+    done = run("serve", str(write(tmp_path, over)))
+    assert done.returncode == 1, done.stderr
+    assert any(all(word in line for word in words) for line in done.stderr.splitlines()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for verb in (["serve"], ["config", "check"], ["config", "show"]):
+        done = run(*verb, str(tmp_path / "none.yml"))
+        assert done.returncode == 1
+        assert str(tmp_path / "none.yml") in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "two"])
+def test_a_number_of_workers_that_is_none_is_refused(config: Path, count: str) -> None:
+    done = run("serve", str(config), WEB_CONCURRENCY=count)
+    assert done.returncode == 1
+    assert "WEB_CONCURRENCY" in done.stderr and count in done.stderr
+
+
+@pytest.mark.slow  # the port is tried for five seconds
+def test_a_port_that_is_taken_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    with brief(Node(tmp_path / "first")) as first:
+        (tmp_path / "data").mkdir()
+        done = run("serve", str(write(tmp_path, {"http": {"addr": first.host}})))
+    assert done.returncode == 1
+    assert first.host in done.stderr or str(first.port) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_is_a_warning_when_the_node_starts_and_it_serves(tmp_path: Path) -> None:
+    with brief(Node(tmp_path, {"http": {"adr": ":5000"}})) as node:
+        warning = next(line for line in node.log().splitlines() if "http.adr" in line)
+        assert "warning" in warning and "addr" in warning
+
+
+def test_a_node_without_a_secret_says_that_it_draws_one(tmp_path: Path) -> None:
+    with brief(Node(tmp_path, {"http": {"secret": None}})) as node:
+        assert "http.secret" in node.log()
+
+
+def test_storage_in_memory_has_one_worker_whatever_is_asked_for(tmp_path: Path) -> None:
+    memory: Config = {"storage": {"inmemory": {}, "filesystem": None}}
+    with brief(Node(tmp_path, memory, env={"WEB_CONCURRENCY": "3"})) as node:
+        assert len(node.children()) == 1

@@ -1,0 +1,246 @@
+"""What those who run a node rely on: health, metrics, limits, clean-up, where it listens, and its configuration."""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node.nodes import brief, no_trouble
+from tests.node.raw import Answer, Place, Wire, begin, chunk, get, head, push
+from tests.support.process import Config, Node, eventually, free_port
+
+
+class Watched(Node):
+    """A node with two workers and a debug port."""
+
+    def __init__(self, directory: str | os.PathLike[str], **more: object) -> None:
+        self.debug = f"127.0.0.1:{free_port()}"
+        debug = {"addr": self.debug, "prometheus": {"enabled": True}}
+        check = {"storagedriver": {"enabled": True, "interval": "200ms", "threshold": 2}}
+        super().__init__(directory, {"http": {"debug": debug}, "health": check, "cluster": {"workers": 2}, **more})
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of that name with those labels."""
+        total = 0.0
+        for line in get(f"http://{self.debug}/metrics").body.decode().splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and labels.items() <= dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")).items():
+                total += float(match[2])
+        return total
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with brief(Watched(tmp_path_factory.mktemp("watched"))) as node:
+        yield node
+
+
+def test_a_healthy_node_says_so_in_three_ways(watched: Watched) -> None:
+    assert get(f"{watched.url}/livez").json() == {"status": "live"}
+    assert get(f"{watched.url}/readyz").json() == {"status": "ready"}
+    health = get(f"{watched.url}/healthz").json()
+    assert (health["status"], health["ready"], health["storage"]["status"]) == ("ok", True, "ok")
+    assert get(f"http://{watched.debug}/debug/health").json() == {}
+    for path in ("livez", "readyz", "healthz"):
+        with Wire(watched.port) as wire:
+            answer = wire.ask("HEAD", f"/{path}")
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+
+
+def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(watched: Watched) -> None:
+    blob = push(watched.port, "health", [b"health"])
+    away = f"{watched.root}.away"
+    os.rename(watched.root, away)
+    try:
+        for _ in range(10):  # each of both workers has to notice
+            eventually(lambda: get(f"{watched.url}/readyz").status == 503, 5, "the node is not ready")
+        assert get(f"{watched.url}/livez").status == 200
+        assert get(f"{watched.url}/v2/").status == 200
+        health = get(f"{watched.url}/healthz")
+        assert (health.status, health.json()["storage"]["status"]) == (503, "failing")
+        failing = eventually(lambda: get(f"http://{watched.debug}/debug/health").json(), 5, "the check fails")
+        assert list(failing) == ["storagedriver_filesystem"]
+        with Wire(watched.port) as wire:
+            started = wire.ask("POST", "/v2/health/blobs/uploads/", "Content-Length: 0")
+        assert (started.status, started.error()) == (503, "UNAVAILABLE")
+        assert "retry-after" in started.headers
+        assert not os.path.exists(watched.root), "nothing may be written where storage is not mounted"
+    finally:
+        os.rename(away, watched.root)
+    for _ in range(10):
+        eventually(lambda: get(f"{watched.url}/readyz").status == 200, 5, "the node is ready again")
+    assert get(f"{watched.url}/v2/health/blobs/{blob}").body == b"health"
+    assert get(f"http://{watched.debug}/debug/health").json() == {}
+
+
+def test_the_debug_port_and_the_main_port_serve_nothing_of_each_other(watched: Watched) -> None:
+    for path in ("/metrics", "/debug/health"):
+        answer = get(f"{watched.url}{path}")
+        assert (answer.status, answer.error()) == (404, "UNSUPPORTED")
+        assert get(f"http://{watched.debug}{path}").status == 200
+    assert get(f"http://{watched.debug}/v2/").status == 404
+    assert get(f"http://{watched.debug}/livez").status == 200
+
+
+def test_requests_are_counted_exactly_once_whichever_worker_took_them(watched: Watched) -> None:
+    def counted(code: str) -> float:
+        labels = {"code": code, "handler": "manifest", "method": "get"}
+        return watched.metric("registry_http_requests_total", **labels)
+
+    assert counted("404") == 0
+    for _ in range(100):
+        assert get(f"{watched.url}/v2/count/manifests/none").status == 404
+    eventually(lambda: counted("404") == 100, 5, "all requests are counted")
+    for _ in range(10):  # whichever worker adds them up
+        assert counted("404") == 100
+    assert watched.metric("registry_http_request_duration_seconds_count", handler="manifest") == 100
+    assert watched.metric("registry_http_response_size_bytes_count", handler="manifest") == 100
+
+
+def test_sizes_of_bodies_are_measured(watched: Watched) -> None:
+    sizes = {"handler": "blob_upload_chunk"}
+    before = watched.metric("registry_http_request_size_bytes_sum", **sizes)
+    digest = push(watched.port, "sizes", [b"x" * 100_000])
+    assert get(f"{watched.url}/v2/sizes/blobs/{digest}").status == 200
+    received = "registry_http_request_size_bytes_sum"
+    eventually(lambda: watched.metric(received, **sizes) - before == 100_000, 5, "the upload is measured")
+    sent = "registry_http_response_size_bytes_sum"
+    eventually(lambda: watched.metric(sent, handler="blob") >= 100_000, 5, "the download is measured")
+
+
+def test_counters_stay_and_gauges_go_when_a_worker_dies(tmp_path: Path) -> None:
+    with brief(Watched(tmp_path)) as node, Wire(node.port) as wire:
+        for _ in range(20):
+            get(f"{node.url}/v2/")
+        counter = "registry_http_requests_total"
+        eventually(lambda: node.metric(counter, handler="base") == 20, 5, "all requests are counted")
+        wire.send(head("PATCH", begin(node.port, "dies"), "Content-Length: 10"), b"half")
+        gauge = "registry_http_in_flight_requests"
+        eventually(lambda: node.metric(gauge) == 1, 5, "the upload is seen under way")
+        before = set(node.children())
+        for pid in before:
+            os.kill(pid, 9)
+        eventually(lambda: len(set(node.children()) - before) == 2, 10, "both workers were replaced")
+        eventually(lambda: listens(node.debug), 10, "the debug port answers")
+        assert node.metric(counter, handler="base") == 20
+        assert node.metric(gauge) == 0
+
+
+def listens(address: str) -> bool:
+    try:
+        return get(f"http://{address}/livez").status == 200
+    except OSError:
+        return False
+
+
+def test_the_files_in_which_workers_share_their_numbers_go_with_the_node(tmp_path: Path) -> None:
+    with Watched(tmp_path) as node:
+        found = Path(f"/proc/{node.children()[0]}/environ")
+        assert found.exists()
+        directories = {path.parent for path in Path("/tmp").glob("registry-cluster-metrics-*/*.db")}
+        mine = {
+            path
+            for path in directories
+            if any(f"_{pid}.db" in str(f) for f in path.iterdir() for pid in node.children())
+        }
+        assert len(mine) == 1
+    assert not mine.pop().exists()
+
+
+def test_a_worker_takes_no_more_bodies_than_it_may(tmp_path: Path) -> None:
+    with brief(Node(tmp_path, {"cluster": {"maxuploads": 1}})) as node, Wire(node.port) as wire:
+        location = begin(node.port, "bound")
+        wire.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"first"))
+        other = begin(node.port, "bound")
+        with Wire(node.port) as second:
+            refused = eventually(lambda: too_many(second, other), 5, "the second body is refused")
+            assert refused is not None
+            assert refused.headers["retry-after"].isdecimal()
+            assert wire.send(chunk(b"")).answer().status == 202
+            accepted = second.ask("PATCH", other, "Content-Length: 6", body=b"second")
+            assert accepted.status == 202
+        assert get(f"{node.url}/healthz").json()["uploads"] == 0
+
+
+def too_many(wire: Wire, location: str) -> Answer | None:
+    answer = wire.ask("PATCH", location, "Content-Length: 0")
+    return answer if answer.status == 429 and answer.error() == "TOOMANYREQUESTS" else None
+
+
+def test_uploads_that_nobody_goes_on_with_are_purged_and_those_under_way_are_not(tmp_path: Path) -> None:
+    purging = {"enabled": True, "age": "1s", "interval": "500ms"}
+    with (
+        brief(Node(tmp_path, {"storage": {"maintenance": {"uploadpurging": purging}}})) as node,
+        Wire(node.port) as wire,
+    ):
+        busy, idle = begin(node.port, "purge/busy"), begin(node.port, "purge/idle")
+        wire.send(head("PATCH", busy, "Transfer-Encoding: chunked"), chunk(b"slow"))
+        eventually(lambda: get(node.url + idle).status == 404, 15, "the idle upload is purged")
+        assert get(node.url + idle).error() == "BLOB_UPLOAD_UNKNOWN"
+        time.sleep(2)  # two ages and four intervals: long enough to be purged, if writing did not save it
+        answer = wire.send(chunk(b"er"), chunk(b"")).answer()
+        assert (answer.status, answer.headers["range"]) == (202, "0-5")
+        assert no_trouble(node.log())
+
+
+class Elsewhere(Node):
+    """A node that does not listen at its port of 127.0.0.1, or not there alone."""
+
+    def __init__(self, directory: str | os.PathLike[str], place: Place, config: Config) -> None:
+        self.place = place
+        super().__init__(directory, config)
+
+    def _answers(self) -> bool:
+        try:
+            with Wire(self.place) as wire:
+                return wire.ask("GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+
+def test_a_node_listens_on_a_unix_socket_and_removes_it_at_the_end(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with Elsewhere(tmp_path, path, {"http": {"net": "unix", "addr": path, "relativeurls": False}}) as node:
+        assert stat.S_ISSOCK(os.stat(path).st_mode)
+        with Wire(path) as wire:
+            assert wire.ask("GET", "/v2/").json() == {}
+            answer = wire.ask("POST", "/v2/u/blobs/uploads/", "Content-Length: 0", "X-Forwarded-Proto: https")
+            assert answer.headers["location"].startswith("https://registry.test/v2/u/blobs/uploads/")
+        assert no_trouble(node.log())
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(("address", "hosts"), [("[::1]", ["::1"]), ("", ["::1", "127.0.0.1"])])
+def test_a_node_listens_on_ipv6(tmp_path: Path, address: str, hosts: list[str]) -> None:
+    port = free_port()
+    with brief(Elsewhere(tmp_path, ("::1", port), {"http": {"addr": f"{address}:{port}"}})) as node:
+        for host in hosts:
+            with Wire((host, port)) as wire:
+                assert wire.ask("GET", "/v2/").json() == {}
+        assert no_trouble(node.log())
+
+
+def test_variables_override_the_file(tmp_path: Path) -> None:
+    variables = {
+        "REGISTRY_HTTP_HEADERS_X-From-Variable": "[yes]",
+        "REGISTRY_STORAGE_DELETE_ENABLED": "false",
+        "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": str(tmp_path / "elsewhere"),
+        "REGISTRY_HTTP_RELATIVEURLS": "false",
+        "REGISTRY_LOG_FORMATTER": "json",
+        "WEB_CONCURRENCY": "3",
+    }
+    (tmp_path / "elsewhere").mkdir()
+    with brief(Node(tmp_path, {"http": {"headers": {"X-From-File": ["kept"]}}}, env=variables)) as node:
+        digest = push(node.port, "variables", [b"blob"])
+        with Wire(node.port) as wire:
+            answer = wire.ask("DELETE", f"/v2/variables/blobs/{digest}")
+        assert answer.status == 405
+        assert (answer.headers["x-from-variable"], answer.headers["x-from-file"]) == ("yes", "kept")
+        assert begin(node.port, "variables").startswith("http://registry.test/v2/")
+        eventually(lambda: len(node.children()) == 3, 5, "there are three workers")
+        assert all(line.startswith("{") for line in node.log().splitlines())
+    assert (tmp_path / "elsewhere/docker/registry/v2/repositories/variables").is_dir()
