@@ -59,6 +59,8 @@ class Urls:
             peer = ipaddress.ip_address(address or "")
         except ValueError:
             return address == "" or address is None  # a unix socket: whoever may open it is trusted
+        # On a socket for both families an IPv4 peer has an address of the form ::ffff:192.0.2.1.
+        peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer in network for network in self._trusted)
 
 

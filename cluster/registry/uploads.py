@@ -131,8 +131,8 @@ class UploadService:
     async def _publish(self, state: UploadState, content: Content) -> Content:
         try:
             await self._uploads.commit(_path(state), content.size, layout.blob(content.canonical))
-        except NotFound:
-            raise _unknown(state) from None
+        except NotFound:  # ended; or another request has added to it since we looked
+            raise wrong_offset(await self._extent(state), "the upload has changed meanwhile") from None
         await self._blobs.links.add(RepositoryName(state.name), content.digest, content.canonical)
         await self._end(state)
         return content

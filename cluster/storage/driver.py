@@ -142,10 +142,10 @@ class Uploads(Protocol):
         """Put a digest state aside. A hint: it need not be durable, and is dropped when the session is gone."""
 
     async def commit(self, path: str, size: int, target: str) -> None:
-        """Make the first `size` bytes the file `target`, complete from its first moment (rules U6, B1).
+        """Make the `size` bytes that the session holds the file `target`, complete from its first moment (U6, B1).
 
         A target that is there with this size is left as it is; one with another size is replaced. NotFound when
-        the session, or a part of what it held, is gone.
+        the session is gone, or holds more or less than that by now.
         """
 
     async def remove(self, path: str) -> None:

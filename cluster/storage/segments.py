@@ -153,10 +153,9 @@ class SegmentUploads:
         return chain.end
 
     def _chain(self, session: str) -> _Chain:
-        self.disk.status(f"{session}/startedat")  # FileNotFoundError: no such session
         try:
             names = self.disk.names(f"{session}/_seg")
-        except FileNotFoundError:  # Distribution began it
+        except FileNotFoundError:  # Distribution began it; or there is no such session
             names = []
         published = {int(name) for name in names if _PUBLISHED.fullmatch(name)}
         segments = list(self._base(session, published))
@@ -170,6 +169,8 @@ class SegmentUploads:
             end += size
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
+        # Last: a session that ends meanwhile must not look like an empty one. FileNotFoundError: there is none.
+        self.disk.status(f"{session}/startedat")
         return _Chain(segments, end, sorted(private, key=self._size, reverse=True))
 
     def _size(self, path: str) -> int:
@@ -262,6 +263,10 @@ class SegmentUploads:
             self.disk.link(path, f"{directory}/{offset:020d}")
         except FileExistsError:
             raise OffsetTaken(f"another writer has published a segment at {offset}") from None
+        except FileNotFoundError:
+            self.disk.status(f"{session}/startedat")  # FileNotFoundError: the session is gone
+            # Between closing and linking our lock was free, and somebody took us for dead (U4).
+            raise OffsetTaken(f"another node has taken over the segment at {offset}") from None
         self.disk.sync_path(directory)
         if offset == 0:  # the first promise of this session: the session itself must be durable too
             self.disk.sync_path(f"{session}/startedat")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import os
 import random
 import shutil
@@ -176,6 +177,10 @@ def judge(stage: Stage[Node], case: Case) -> None:
         assert not actor.held, "a descriptor is left open"
     stage.run(_judge_session(stage, case, outcomes))
     for operation, outcome in zip(case.operations, outcomes, strict=True):
+        if isinstance(operation, Status) and not isinstance(outcome, Exception):
+            assert outcome.offset >= len(b"".join(case.held)), (
+                "the position that was told is before what was promised"
+            )
         if isinstance(operation, Finish) and not isinstance(outcome, Exception):
             stage.run(_judge_commit(stage.node, operation))
 
@@ -238,8 +243,9 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("interruptions", [2, pytest.param(math.inf, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_two_operations_in_every_order(stage: Stage[Node], root: str, case: Case) -> None:
+def test_two_operations_in_every_order(stage: Stage[Node], root: str, case: Case, interruptions: float) -> None:
     def start() -> None:
         clear(root)
         stage.run(begin(stage.node, case.held))
@@ -250,6 +256,4 @@ def test_two_operations_in_every_order(stage: Stage[Node], root: str, case: Case
         if not stage.ready():
             judge(stage, case)
 
-    states = explore(stage, start, check)
-    print(f"{states} states")
-    assert states > 50
+    assert explore(stage, start, check, interruptions) > 50
