@@ -5,6 +5,8 @@ Each tag is a register of its own, linearizable over all nodes on one strictly c
 
 from __future__ import annotations
 
+import bisect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from cluster.registry.links import gather_limited, read_link
 from cluster.storage import layout
 from cluster.storage.driver import Driver, LockTimeout, NotFound
 
+_CHECK_LASTS = 30.0  # seconds
+_CHECKED = 256  # repositories
 LOCK_TIMEOUT = 10.0  # seconds, rule T2
 
 
@@ -40,6 +44,7 @@ class TagStore:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._checked: dict[RepositoryName, tuple[list[str], float]] = {}
 
     async def get(self, name: RepositoryName, tag: Tag) -> Digest | None:
         """What the tag points to."""
@@ -101,19 +106,36 @@ class TagStore:
 
     async def page(self, name: RepositoryName, last: str, limit: int | None) -> tuple[list[str], bool]:
         """At most `limit` tags behind `last` in byte order, and whether there are more. NameUnknown."""
+        names = await self._names(name)
+        if not names:
+            await self._must_exist(name)
+        start = bisect.bisect_right(names, last) if last else 0
+        if self._is_checked(name, names):
+            stop = len(names) if limit is None else start + limit
+            return names[start:stop], stop < len(names)
         tags: list[str] = []
-        while limit is None or len(tags) <= limit:
-            wanted = None if limit is None else limit + 1 - len(tags)
-            names = await self._names(name, last, wanted)
-            if not names and not tags:
-                await self._must_exist(name)
+        wanted = len(names) if limit is None else limit + 1
+        while start < len(names) and len(tags) < wanted:
+            part = names[start : start + wanted - len(tags)]
+            start += len(part)
             # A directory without a link is a tag on its way in or out: not one that can be pulled.
-            sizes = await gather_limited([self._has_link(name, Tag(tag)) for tag in names])
-            tags += [tag for tag, there in zip(names, sizes, strict=True) if there]
-            if wanted is None or len(names) < wanted:
-                break
-            last = names[-1]
+            there = await gather_limited([self._has_link(name, Tag(tag)) for tag in part])
+            tags += [tag for tag, has_link in zip(part, there, strict=True) if has_link]
+        if len(tags) == len(names):
+            self._note_checked(name, names)
         return (tags, False) if limit is None else (tags[:limit], len(tags) > limit)
+
+    def _is_checked(self, name: RepositoryName, names: list[str]) -> bool:
+        """Whether this very listing was found to hold nothing but tags, a short while ago."""
+        checked = self._checked.get(name)
+        return checked is not None and checked[0] is names and time.monotonic() < checked[1]
+
+    def _note_checked(self, name: RepositoryName, names: list[str]) -> None:
+        # Removing a tag removes its directory, which makes another listing. Only a node that died between the two
+        # leaves a name behind, and that is why the note grows old.
+        self._checked[name] = (names, time.monotonic() + _CHECK_LASTS)
+        while len(self._checked) > _CHECKED:
+            del self._checked[next(iter(self._checked))]
 
     async def _must_exist(self, name: RepositoryName) -> None:
         """A repository with manifests and no tag is one; without any, there is none. NameUnknown."""
@@ -128,9 +150,9 @@ class TagStore:
         except NotFound:
             return False
 
-    async def _names(self, name: RepositoryName, last: str = "", limit: int | None = None) -> list[str]:
+    async def _names(self, name: RepositoryName) -> list[str]:
         try:
-            return await self._driver.names(layout.tags(name), last, limit)
+            return await self._driver.names(layout.tags(name))
         except NotFound:
             return []
 

@@ -118,7 +118,8 @@ class UploadService:
                 check_chunk(state, size, body.content_range, body.length)
                 size, hashers = await self._store(state, body)
             except RegistryError as refusal:
-                # The chunk may be there already: then the chain without this body is what was asked for (U7).
+                # The chunk may be there by now: then the chain without this body is what was asked for (U7).
+                size = await self._extent(state)
                 if isinstance(refusal, SizeInvalid) or not await self._is(state, size, digest):
                     raise
         if not await self._is(state, size, digest, hashers):

@@ -11,20 +11,27 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.errors import StateError
 from cluster.state.store import Store, WrongServer
 
-REQUEST_BUDGET = 0.050  # seconds; a request waits for two calls at most, so each has
-CALL_LIMIT = REQUEST_BUDGET / 2
+REQUEST_BUDGET = 0.050  # seconds; a request waits for two calls at most
 _FAILURES = 3  # in a row
-_PROBE = 1.0  # seconds between two looks at a store that works
-_PAUSE = 0.5  # seconds between two attempts to get one
 _STANDSTILL = 0.005  # seconds that a timer may be late before this process itself is what was slow
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """All in seconds."""
+
+    limit: float = REQUEST_BUDGET / 2  # of one call
+    probe: float = 1.0  # between two looks at a store that works
+    pause: float = 0.5  # between two attempts to get one
 
 
 class Breaker:
@@ -33,12 +40,11 @@ class Breaker:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Store]],
-        *,
-        limit: float = CALL_LIMIT,
+        pace: Pace,
         on_loss: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect  # may take seconds; fails with StateError
-        self._limit = limit
+        self._pace = pace
         self._on_loss = on_loss  # the store has lost what was written last
         self._store: Store | None = None
         self._failures = 0
@@ -64,10 +70,10 @@ class Breaker:
         while True:
             await self._close()
             while (store := self._store) is not None:
-                await self._sleep(_PROBE)
+                await self._sleep(self._pace.probe)
                 if store is self._store:
                     await self._probe(store)
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(self._pace.pause)
 
     async def stop(self) -> None:
         """Let go of the store."""
@@ -77,9 +83,9 @@ class Breaker:
 
     async def _call(self, store: Store, call: Callable[[Store], Awaitable[T]]) -> T:
         task = self._spawn(_awaited(call(store)))
-        if not await _finished(task, self._limit):
+        if not await _finished(task, self._pace.limit):
             task.cancel()
-            slow = f"no answer within {self._limit * 1000:g} ms"
+            slow = f"no answer within {self._pace.limit * 1000:g} ms"
             self._open(store, slow)
             raise StateError(slow)
         try:

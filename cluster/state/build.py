@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from cluster.errors import ConfigError
 from cluster.settings import Redis
 from cluster.state import redis
-from cluster.state.breaker import CALL_LIMIT
+from cluster.state.breaker import Pace
 from cluster.state.commands import RedisStore
 from cluster.state.redis import Address, Login, Servers, Tls
 from cluster.state.shared import SharedState
@@ -20,11 +20,11 @@ _CONNECTIONS, _MOST_CONNECTIONS = 4, 16  # of a worker to a server: calls take t
 _LIMIT, _SHORTEST = 1.0, 0.5  # seconds to connect, or for an answer while connecting: no request waits for it
 
 
-def build_state(section: Redis | None, secrets: Sequence[bytes], *, limit: float = CALL_LIMIT) -> SharedState:
+def build_state(section: Redis | None, secrets: Sequence[bytes], pace: Pace | None = None) -> SharedState:
     """What a worker's services use; without a section it never knows anything. ConfigError."""
     if section is None:
         return SharedState(None)
-    return SharedState(functools.partial(open_store, servers(section), secrets), limit=limit)
+    return SharedState(functools.partial(open_store, servers(section), secrets), pace)
 
 
 async def open_store(where: Servers, secrets: Sequence[bytes]) -> RedisStore:

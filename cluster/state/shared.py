@@ -15,7 +15,7 @@ from cluster.errors import StateError
 from cluster.oci.digest import Digest
 from cluster.oci.manifest import Descriptor
 from cluster.oci.reference import RepositoryName
-from cluster.state.breaker import CALL_LIMIT, Breaker
+from cluster.state.breaker import Breaker, Pace
 from cluster.state.outbox import Call, Outbox
 from cluster.state.store import Node, Store, Turn, UploadHint
 
@@ -27,11 +27,11 @@ T = TypeVar("T")
 class SharedState:
     """A breaker, and the writes that wait for it."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Store]] | None, *, limit: float = CALL_LIMIT) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Store]] | None, pace: Pace | None = None) -> None:
         """Without `connect` nothing is shared: nothing is ever known, and there is nothing to run."""
         self._exists = connect is not None
-        self._limit = limit
-        self._breaker = Breaker(connect or _nowhere, limit=limit, on_loss=self._repeat_removals)
+        self._pace = pace or Pace()
+        self._breaker = Breaker(connect or _nowhere, self._pace, on_loss=self._repeat_removals)
         self._outbox = Outbox(self._breaker.call)
 
     @property
@@ -102,7 +102,7 @@ class SharedState:
 
     async def _turn(self, done: asyncio.Future[None]) -> None:
         if self.is_up:
-            await asyncio.wait({done}, timeout=self._limit)
+            await asyncio.wait({done}, timeout=self._pace.limit)
 
     def _repeat_removals(self) -> None:
         self._outbox.repeat_removals()

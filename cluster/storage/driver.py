@@ -74,7 +74,11 @@ class Driver(Protocol):
         """A file for reading in pieces. NotFound."""
 
     async def names(self, path: str, after: str = "", limit: int | None = None) -> list[str]:
-        """Names in a directory in byte order, those behind `after`, at most `limit`. NotFound."""
+        """Names in a directory in byte order, those behind `after`, at most `limit`. NotFound.
+
+        The list is not to be changed. All names of a directory that is known to be unchanged may be the very list
+        that the last call returned.
+        """
 
     async def stamp(self, path: str) -> int:
         """A number that changes when names come to a directory or leave it. NotFound."""

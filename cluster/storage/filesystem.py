@@ -201,6 +201,8 @@ class FilesystemDriver:
         names = self._known_names(full)
         if names is None:
             names = await self._threads.run(self._sorted_names, full)
+        if not after and limit is None:
+            return names
         start = bisect.bisect_right(names, after) if after else 0
         return names[start:] if limit is None else names[start : start + limit]
 

@@ -218,6 +218,12 @@ def _merge(base: Json, over: Mapping[str, Any]) -> Json:
 
 
 @functools.cache
+def _settings(text: str) -> Config:
+    """The same object for the same text: most tests have the same."""
+    return config.parse(text, {}).config
+
+
+@functools.cache
 def _identity() -> Identity:
     """The same for every test: a fingerprint is slow to make, on purpose."""
     return identify(Config(), [SECRET])
@@ -239,9 +245,9 @@ class Storage:
     def api(self, **sections: Any) -> Api:
         """A client of an application on this storage whose configuration has these sections."""
         base = {"version": 0.1, "storage": {"inmemory": {}, "delete": {"enabled": True}}}
-        loaded = config.parse(yaml.safe_dump(_merge(base, sections)), {})
+        settings = _settings(yaml.safe_dump(_merge(base, sections)))
         parts = Parts(self.driver, self.uploads, [SECRET], identity=_identity())
-        return Api(create_app(loaded.config, parts), self.driver, self.snapshot)
+        return Api(create_app(settings, parts), self.driver, self.snapshot)
 
 
 @contextmanager

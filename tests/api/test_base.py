@@ -6,6 +6,7 @@ import pytest
 
 from tests.api.conftest import UNKNOWN, Api, MakeApi, errors, refusal
 
+BAD_NAMES = ["A", "a//b", "a%2Fb", "a%00b", "..", "a/../b", "%2e%2e", "a/", "_layers", "a" * 256, "%FF", "é", ""]
 UPLOAD = "/v2/a/blobs/uploads/0b1c2d3e-1111-4222-8333-444455556666"
 
 
@@ -119,9 +120,6 @@ def test_a_method_that_http_does_not_have_is_refused_in_the_form_of_the_specific
 
 
 @pytest.mark.parametrize(
-    "name", ["A", "a//b", "a%2Fb", "a%00b", "..", "a/../b", "%2e%2e", "a/", "_layers", "a" * 256, "%FF", ""]
-)
-@pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", "tags/list"),
@@ -135,9 +133,11 @@ def test_a_method_that_http_does_not_have_is_refused_in_the_form_of_the_specific
         ("GET", f"referrers/{UNKNOWN}"),
     ],
 )
-def test_a_bad_name_is_name_invalid_on_every_route(api: Api, method: str, path: str, name: str) -> None:
+def test_a_bad_name_is_name_invalid_on_every_route(api: Api, method: str, path: str) -> None:
     before = api.snapshot()
-    assert refusal(api.simulate_request(method, f"/v2/{name}/{path}")) == (400, "NAME_INVALID")
+    for name in BAD_NAMES:
+        answer = api.simulate_request(method, f"/v2/{name}/{path}")
+        assert refusal(answer) == (400, "NAME_INVALID"), name
     assert api.snapshot() == before
 
 

@@ -13,6 +13,12 @@ DIGEST = sha(CONTENT)
 PROXY = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "registry.example.com"}
 
 
+@pytest.fixture
+def backend() -> str:
+    """What an answer says of its place does not depend on what lies behind it."""
+    return "memory"
+
+
 def locations(api: Api, prefix: str = "", **request: Any) -> list[str]:
     """The Location of every kind of answer that has one, in the order of the endpoints."""
     headers = request.pop("headers", {})

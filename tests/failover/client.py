@@ -127,21 +127,34 @@ class Ledger:
 class Client:
     """One person's requests, one after the other; as a context manager its connections are closed."""
 
-    def __init__(self, urls: Sequence[str], *, timeout: float = 20, start: int = 0) -> None:
-        """The first request goes to the URL at `start`, each later one to the next."""
+    def __init__(
+        self, urls: Sequence[str], *, timeout: float = 20, start: int = 0, redispatch: bool = False
+    ) -> None:
+        """The first request goes to the URL at `start`, each later one to the next.
+
+        `redispatch`: where nobody listens, the next one is asked at once, as a balancer does.
+        """
+        self._attempts = len(urls) if redispatch else 1
         self._urls = itertools.cycle([*urls[start % len(urls) :], *urls[: start % len(urls)]])
         self._timeout = timeout
         self._connections: dict[str, http.client.HTTPConnection] = {}
 
     def ask(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Answer:
         """One request to the next URL, an underscore in a header's name being a hyphen. Unanswered."""
-        url = next(self._urls)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             named.setdefault("Content-Type", "application/octet-stream")
+        for _ in range(self._attempts - 1):
+            try:
+                return self._ask(next(self._urls), method, target, body, named)
+            except Unasked:
+                pass
+        return self._ask(next(self._urls), method, target, body, named)
+
+    def _ask(self, url: str, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         connection = self._connection(url)
         try:
-            connection.request(method, target, body, named)
+            connection.request(method, target, body, headers)
             answer = connection.getresponse()
             return Answer(answer.status, answer.msg, answer.read(), url)
         except (OSError, http.client.HTTPException) as error:

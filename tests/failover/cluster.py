@@ -5,6 +5,7 @@ Starts and stops real processes, and leaves none behind. Asks nothing of a node 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-import httpx
 import yaml
 
 from tests.support.process import Process, eventually, free_port
@@ -26,10 +27,15 @@ BACK = 45.0  # seconds for what died to be of use again; its supervisor waits up
 
 def is_ready(url: str) -> bool:
     """Whether a node, or the endpoint, says that it takes work."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=2)
     try:
-        return httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code == 200
-    except httpx.TransportError:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def members(group: int) -> list[int]:

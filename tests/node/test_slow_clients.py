@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -87,16 +88,34 @@ def test_a_refused_body_is_not_taken_for_ever(impatient: Node, wire: Wire) -> No
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("mebibytes", [5, 64])
-def test_a_client_that_never_reads_is_dropped(impatient: Node, piece: bytes, mebibytes: int) -> None:
-    digest = push(impatient.port, "slow", [piece] * mebibytes)
+def test_a_client_that_never_reads_is_dropped_however_much_is_left_for_it(impatient: Node, piece: bytes) -> None:
+    digest = push(impatient.port, "slow", [piece] * 64)
     eventually(lambda: connections(impatient.port) == 0, 10, "earlier connections are closed")
+    # The kernel takes some MiB; among these lengths are some of which it leaves all, little or nothing to the node.
+    ends = [*range(48 * 1024, 6 * MIB, 48 * 1024), 64 * MIB - 1]
     with ExitStack() as readers:
-        for _ in range(5):
+        for end in ends:
             reader = readers.enter_context(Wire(impatient.port, receive_buffer=4096))
-            reader.send(head("GET", f"/v2/slow/blobs/{digest}"))
-        eventually(lambda: connections(impatient.port) == 5, 5, "the readers are there")
+            reader.send(head("GET", f"/v2/slow/blobs/{digest}", f"Range: bytes=0-{end}"))
+        eventually(lambda: connections(impatient.port) > len(ends) // 2, 5, "the readers are there")
         eventually(lambda: connections(impatient.port) == 0, 15, "the readers were dropped")
+        (worker,) = impatient.children()
+        eventually(lambda: not holds_blob(worker), 5, "the blob is closed")
+
+
+def test_nothing_is_held_for_a_reader_that_left(node: Node, piece: bytes) -> None:
+    digest = push(node.port, "slow", [piece] * 64)
+    (worker,) = node.children()
+    reader = Wire(node.port, receive_buffer=4096).send(head("GET", f"/v2/slow/blobs/{digest}"))
+    assert reader.answer_head()[0] == 200
+    eventually(lambda: holds_blob(worker), 5, "the blob is being read")
+    reader.reset()
+    eventually(lambda: not holds_blob(worker), 5, "the blob is closed")
+
+
+def holds_blob(pid: int) -> bool:
+    """Whether a process has the file of a blob open."""
+    return any("/blobs/sha256/" in str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_client_that_asks_and_asks_and_never_reads_is_dropped(impatient: Node) -> None:

@@ -230,7 +230,7 @@ CASES = {
     "a chunk and a cancel": Case((A,), (Patch(4, B, GONE), Cancel())),
     "a chunk and a purge": Case((A,), (Patch(4, B, GONE), Purge())),
     "a chunk and a commit without it": Case(
-        (A,), (Patch(4, B, GONE), Finish(4, A, refusals=(DigestInvalid, RangeInvalid)))
+        (A,), (Patch(4, B, (*MOVED, *GONE)), Finish(4, A, refusals=(DigestInvalid, RangeInvalid)))
     ),
     "a chunk and a commit of it": Case((A,), (Patch(4, B, (*MOVED, *GONE)), Finish(4, A + B, last=B))),
     "a commit and a commit": Case((A,), (Finish(4, A), Finish(4, A))),
