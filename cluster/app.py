@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import falcon.asgi
 
@@ -29,11 +31,14 @@ from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
 from cluster.registry.health import Health
 from cluster.registry.manifests import ManifestStore, Rules
-from cluster.registry.purger import Purger
+from cluster.registry.purger import Purger, Schedule
 from cluster.registry.referrers import Referrers
 from cluster.registry.tags import TagStore
 from cluster.registry.uploads import UploadService
 from cluster.settings import Config
+from cluster.state.build import build_state
+from cluster.state.shared import SharedState
+from cluster.state.store import Node
 from cluster.storage import layout
 from cluster.storage.driver import Driver, Uploads
 from cluster.storage.filesystem import FilesystemDriver
@@ -42,6 +47,7 @@ from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
 
 STORAGE_LIMIT = 10.0  # seconds for one small call
+_HEARTBEAT = 5.0  # seconds
 _PROBE_THRESHOLD = 3  # failures in a row, where health.storagedriver says nothing
 _API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
 
@@ -57,6 +63,7 @@ class Parts:
     secrets: Sequence[bytes]  # sign with the first, accept any
     observers: Sequence[Observer] = ()
     identity: Identity | None = None
+    state: SharedState = field(default_factory=lambda: SharedState(None))
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,11 @@ def create_app(config: Config, parts: Parts) -> Application:
     )
     upload_urls = UploadUrls(urls, parts.secrets)
     catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)
-    blobs = BlobStore(driver, catalog)
-    uploads = UploadService(parts.uploads, blobs)
+    identity = parts.identity or identify(config, parts.secrets)
+    blobs = BlobStore(driver, catalog, parts.state if _shares_descriptors(config) else None)
+    uploads = UploadService(parts.uploads, blobs, hints=parts.state)
     manifests = ManifestStore(driver, blobs, tags, referrers, _rules(config))
-    health = _health(config, parts, guard)
+    health = _health(config, parts, identity, guard)
 
     router = routes.Router(config.http.prefix)
     router.add(routes.ROOT, RootResource())
@@ -108,8 +116,8 @@ def create_app(config: Config, parts: Parts) -> Application:
     router.add(routes.REFERRERS, ReferrersResource(referrers, urls))
     _add_health(router, health)
 
-    purger = _purger(config, parts, catalog)
-    app = _falcon(router, _background(config, health, purger, parts))
+    purger = _purger(config, parts, identity, catalog)
+    app = _falcon(router, _background(config, health, purger, parts, identity))
     debug_app = _falcon(_debug_router(config, health)) if config.http.debug.addr else None
     edge = Edge(
         app,
@@ -131,7 +139,8 @@ def build(
         observers.append(AccessLog(config.log.formatter, config.log.fields))
     if metrics is not None:
         observers.append(metrics)
-    return create_app(config, Parts(driver, uploads, secrets, observers, identity))
+    state = build_state(config.redis, secrets)
+    return create_app(config, Parts(driver, uploads, secrets, observers, identity, state))
 
 
 def storage(config: Config) -> tuple[Driver, Uploads]:
@@ -197,28 +206,43 @@ def _rules(config: Config) -> Rules:
     )
 
 
-def _health(config: Config, parts: Parts, guard: Guard) -> Health:
+def _shares_descriptors(config: Config) -> bool:
+    """Whether Distribution nodes may look at the descriptors in Redis."""
+    return config.redis is not None and (config.cluster.mixed or config.storage.cache.blobdescriptor == "redis")
+
+
+def _health(config: Config, parts: Parts, identity: Identity, guard: Guard) -> Health:
     check = config.health.storagedriver
-    identity = parts.identity or identify(config, parts.secrets)
+
+    def shared() -> str:
+        if config.redis is None:
+            return "not configured"
+        return "ok" if parts.state.is_up else parts.state.trouble or "connecting"
+
     return Health(
         parts.driver,
         driver_name=config.storage.driver,
         threshold=check.threshold if check.enabled else _PROBE_THRESHOLD,
         node=identity.to_dict,
         uploading=lambda: guard.uploading,
+        shared=shared,
     )
 
 
-def _purger(config: Config, parts: Parts, catalog: Catalog) -> Purger:
+def _purger(config: Config, parts: Parts, identity: Identity, catalog: Catalog) -> Purger:
     settings = config.storage.maintenance.uploadpurging
-    return Purger(parts.driver, parts.uploads, catalog, age=settings.age, dry_run=settings.dryrun)
+    schedule = Schedule(settings.age, settings.interval, settings.dryrun)
+    return Purger(parts.driver, parts.uploads, catalog, schedule, turns=parts.state, node=identity.name)
 
 
-def _background(config: Config, health: Health, purger: Purger, parts: Parts) -> Background:
+def _background(config: Config, health: Health, purger: Purger, parts: Parts, identity: Identity) -> Background:
     probe, purging = config.health.storagedriver, config.storage.maintenance.uploadpurging
     tasks = [Task("storage probe", health.probe, probe.interval, 0)]
     if purging.enabled and not config.storage.maintenance.readonly.enabled:
         tasks.append(Task("upload purge", purger.run, purging.interval, min(purging.interval, 3600)))
+    if config.redis is not None:
+        tasks.append(Task("shared state", parts.state.run, 1, 0))
+        tasks.append(Task("heartbeat", lambda: parts.state.beat(_node(config, identity)), _HEARTBEAT, 0))
     logs = [observer for observer in parts.observers if isinstance(observer, AccessLog)]
 
     def flush() -> None:
@@ -226,6 +250,21 @@ def _background(config: Config, health: Health, purger: Purger, parts: Parts) ->
             log.flush()
 
     return Background(tasks, flush)
+
+
+def _node(config: Config, identity: Identity) -> Node:
+    """What this node tells the others of itself, now."""
+    return Node(
+        identity.name,
+        f"http://{config.http.addr}",
+        identity.version,
+        os.getpgrp(),
+        identity.started,
+        time.time(),
+        identity.signs,
+        identity.accepts,
+        identity.mark,
+    )
 
 
 def _configured_headers(config: Config) -> list[Header]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -169,12 +170,23 @@ class LocalCluster:
     def _prepare(self) -> None:
         for directory in (self._directory, self._run, f"{self._directory}/registry"):
             os.makedirs(directory, exist_ok=True)
+        self._claim()
         if not _is_free(self._port):
             raise ConfigError([f"port {self._port} is taken: stop what listens there, or choose another (--port)"])
         if self._haproxy is None:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
             say("redis-server is not installed: using an embedded one, for trying things out")
+
+    def _claim(self) -> None:
+        """One cluster in a directory: two would write over each other's files. Given up when this process ends."""
+        fd = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                [f"a cluster is running in {self._directory} already: stop it, or choose another one (--data)"]
+            ) from None
 
     def _secret(self) -> str:
         path = f"{self._directory}/secret"

@@ -170,6 +170,8 @@ def check_storage(config: Config) -> None:
         driver.check()
     except (OSError, StorageError) as error:
         hint = "make it writable for this user, or set storage.maintenance.readonly"
+        if read_only:
+            hint = "with storage.maintenance.readonly it must hold a registry already"
         raise ConfigError(
             [f"storage.filesystem.rootdirectory: {root!r} cannot be used: {error}: {hint}"]
         ) from error

@@ -6,6 +6,7 @@ Owns the two tables of ARCHITECTURE.md in a form that can be checked; reads the 
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,13 @@ IMPURE = {
 Sources = Mapping[str, str]
 
 
-def sources() -> dict[str, str]:
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@functools.cache
+def sources() -> Mapping[str, str]:
     """The text of every module, by its name below the package."""
     found = {}
     for directory, _, names in os.walk(PACKAGE):
@@ -88,7 +95,7 @@ def matches(module: str, patterns: list[str]) -> bool:
 
 def imports(source: str, modules: Sources) -> Iterator[str]:
     """What a module imports, inside of functions too; `from cluster.a import b` is cluster.a.b if there is one."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -166,7 +173,7 @@ def test_no_two_modules_need_each_other() -> None:
 def test_the_file_of_a_package_holds_a_docstring_and_nothing_else() -> None:
     for module, source in sources().items():
         if module.endswith(".__init__"):
-            assert [type(node) for node in ast.parse(source).body] == [ast.Expr], module
+            assert [type(node) for node in parsed(source).body] == [ast.Expr], module
 
 
 def test_every_floor_and_every_home_is_lived_in() -> None:

@@ -24,6 +24,8 @@ OCI_ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"  # of 1.1's relea
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
+BLOB_MEDIA_TYPE = "application/octet-stream"  # of bytes of which nothing more is known
+
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 IMAGES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 MEDIA_TYPES = INDEXES | IMAGES | {OCI_ARTIFACT}

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from cluster.errors import BlobUnknown
 from cluster.oci.digest import CANONICAL, Digest
+from cluster.oci.manifest import BLOB_MEDIA_TYPE, Descriptor
 from cluster.oci.reference import RepositoryName
 from cluster.registry.catalog import Catalog
 from cluster.registry.links import Content, Links
+from cluster.state.store import Descriptors
 from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound, Reader
 
@@ -22,9 +24,10 @@ MayPull = Callable[[RepositoryName], bool]
 class BlobStore:
     """Which blobs a repository has, and their bytes."""
 
-    def __init__(self, driver: Driver, catalog: Catalog) -> None:
+    def __init__(self, driver: Driver, catalog: Catalog, descriptors: Descriptors | None = None) -> None:
         self._driver = driver
         self._catalog = catalog
+        self._descriptors = descriptors  # told of what comes and goes, for Distribution nodes; never asked
         self.links = Links(driver, layout.layer_link)
 
     async def stat(self, name: RepositoryName, digest: Digest) -> Content:
@@ -43,13 +46,27 @@ class BlobStore:
 
     async def delete(self, name: RepositoryName, digest: Digest) -> None:
         """Take the blob out of the repository; its bytes stay for others. BlobUnknown."""
-        await self.links.remove(name, await self.stat(name, digest))
+        content = await self.stat(name, digest)
+        await self.links.remove(name, content)
+        await self.forget(name, content)
+
+    async def forget(self, name: RepositoryName, content: Content) -> None:
+        """Tell Distribution nodes that content left the repository, before the client hears of it."""
+        if self._descriptors is not None:
+            await self._descriptors.forget(name, [content.digest, content.canonical])
+
+    async def add(self, name: RepositoryName, content: Content) -> None:
+        """Make content whose data is durable a blob of the repository."""
+        await self.links.add(name, content.digest, content.canonical)
+        if self._descriptors is not None:
+            descriptor = Descriptor(BLOB_MEDIA_TYPE, content.canonical, content.size)
+            await self._descriptors.remember(name, content.digest, descriptor)
 
     async def mount(self, name: RepositoryName, digest: Digest, source: RepositoryName) -> Content | None:
         """Make a blob of `source` a blob of this repository (OCI end-11). None when source does not have it."""
         content = await self.links.find(source, digest)
         if content is not None:
-            await self.links.add(name, digest, content.canonical)
+            await self.add(name, content)
         return content
 
     async def mount_from_any(self, name: RepositoryName, digest: Digest, may_pull: MayPull) -> Content | None:

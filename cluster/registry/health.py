@@ -21,12 +21,14 @@ class Health:
         threshold: int,
         node: Callable[[], dict[str, Any]],
         uploading: Callable[[], int] = lambda: 0,
+        shared: Callable[[], str] = lambda: "not configured",
     ) -> None:
         self._driver = driver
         self._check = f"storagedriver_{driver_name}"
         self._threshold = max(threshold, 1)  # failures in a row; Distribution's 0 means at once
         self._node = node
         self._uploading = uploading
+        self._shared = shared
         self._failures = 0
         self._error: str | None = None
         self.draining = False
@@ -64,5 +66,6 @@ class Health:
             "ready": self.not_ready() is None,
             "node": self._node(),
             "storage": storage,
+            "redis": {"status": self._shared()},
             "uploads": self._uploading(),
         }

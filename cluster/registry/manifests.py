@@ -151,6 +151,7 @@ class ManifestStore:
         for tag in await self._tags.pointing_to(name, names):
             await self._tags.delete(name, tag, only_if=points_here)
         await self._links.remove(name, found)
+        await self._blobs.forget(name, found)
         # A tag that was moved here meanwhile; a writer that comes later finds the link gone and makes it again.
         for tag in await self._tags.pointing_to(name, names):
             await self._tags.delete(name, tag, only_if=points_nowhere)

@@ -9,14 +9,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cluster.oci.reference import is_uuid
 from cluster.registry.catalog import Catalog
+from cluster.state.store import Turn, Turns
 from cluster.storage import layout
 from cluster.storage.driver import Driver, LockTimeout, Uploads
 
 _log = logging.getLogger(__name__)
+_ROLE = "purger"
 _LOCK_WAIT = 0.0  # seconds: somebody else purges already
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`storage.maintenance.uploadpurging`, in seconds."""
+
+    age: float  # without any change, then it is purged
+    interval: float = 0  # between two runs of the whole cluster
+    dry_run: bool = False
 
 
 class Purger:
@@ -27,16 +39,18 @@ class Purger:
         driver: Driver,
         uploads: Uploads,
         catalog: Catalog,
+        schedule: Schedule,
         *,
-        age: float,
-        dry_run: bool = False,
+        turns: Turns | None = None,
+        node: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
         self._driver = driver
         self._uploads = uploads
         self._catalog = catalog
-        self._age = age  # seconds without any change
-        self._dry_run = dry_run
+        self._schedule = schedule
+        self._turns = turns
+        self._node = node
         self._now = now
 
     async def run(self) -> int:
@@ -46,18 +60,29 @@ class Purger:
         """
         try:
             async with self._driver.lock(layout.PURGER_LOCK, _LOCK_WAIT):
-                return await self._purge(self._now() - self._age)
+                return await self._take_turn()
         except LockTimeout:
             _log.info("upload purge: another worker is at it")
             return 0
+
+    async def _take_turn(self) -> int:
+        """Purge, unless a node is known to have done so within the interval: a hint that saves a walk."""
+        if self._turns is None:
+            return await self._purge(self._now() - self._schedule.age)
+        if await self._turns.last_turn(_ROLE) is not None:
+            return 0
+        removed = await self._purge(self._now() - self._schedule.age)
+        # A little less than the interval, or the next turn would come a moment too early, and be lost.
+        await self._turns.record_turn(_ROLE, Turn(self._node, self._now()), self._schedule.interval * 0.9)
+        return removed
 
     async def _purge(self, before: float) -> int:
         removed = 0
         async for directory, marks in self._catalog.directories():
             if "_uploads" in marks:
                 removed += await self._purge_repository(f"{layout.REPOSITORIES}/{directory}/_uploads", before)
-        swept = 0 if self._dry_run else await self._driver.sweep(before)
-        would = "would be " if self._dry_run else ""
+        swept = 0 if self._schedule.dry_run else await self._driver.sweep(before)
+        would = "would be " if self._schedule.dry_run else ""
         _log.info("upload purge: %d sessions %sremoved, %d temporary files", removed, would, swept)
         return removed
 
@@ -65,5 +90,5 @@ class Purger:
         removed = 0
         for name in await self._driver.names(uploads):
             if is_uuid(name) or name.startswith("_gone."):
-                removed += await self._uploads.purge(f"{uploads}/{name}", before, dry_run=self._dry_run)
+                removed += await self._uploads.purge(f"{uploads}/{name}", before, dry_run=self._schedule.dry_run)
         return removed

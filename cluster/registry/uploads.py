@@ -18,6 +18,7 @@ from cluster.oci.reference import RepositoryName
 from cluster.oci.upload import UploadState, check_chunk, wrong_offset
 from cluster.registry.blobs import BlobStore
 from cluster.registry.links import Content
+from cluster.state.store import UploadHint, UploadHints
 from cluster.storage import layout
 from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, Uploads
 
@@ -52,11 +53,13 @@ class UploadService:
         uploads: Uploads,
         blobs: BlobStore,
         *,
+        hints: UploadHints | None = None,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._uploads = uploads
         self._blobs = blobs
+        self._hints = hints
         self._now = now
         self._new_id = new_id
 
@@ -75,9 +78,7 @@ class UploadService:
         """Store a chunk (OCI end-5). RangeInvalid with the true range, SizeInvalid, UploadUnknown."""
         check_chunk(state, await self._extent(state), body.content_range, body.length)
         end, hashers = await self._store(state, body)
-        for algorithm, hasher in hashers.items():
-            if (digest_state := hasher.state()) is not None:
-                await self._uploads.save_state(_path(state), algorithm, end, digest_state)
+        await self._save_states(state, end, hashers)
         return state.at(end)
 
     async def finish(self, state: UploadState, digest: Digest, body: Body) -> Content:
@@ -134,12 +135,33 @@ class UploadService:
             await self._uploads.commit(_path(state), content.size, layout.blob(content.canonical))
         except NotFound:  # ended; or another request has added to it since we looked
             raise wrong_offset(await self._extent(state), "the upload has changed meanwhile") from None
-        await self._blobs.links.add(RepositoryName(state.name), content.digest, content.canonical)
+        await self._blobs.add(RepositoryName(state.name), content)
         await self._end(state)
         return content
 
+    async def _save_states(self, state: UploadState, offset: int, hashers: Hashers) -> None:
+        """Put the digests so far aside, on storage and as a hint: whoever finishes need not read the bytes (U5)."""
+        found = {name: hasher.state() for name, hasher in hashers.items()}
+        states = {name: digest_state for name, digest_state in found.items() if digest_state is not None}
+        for algorithm, digest_state in states.items():
+            await self._uploads.save_state(_path(state), algorithm, offset, digest_state)
+        if states and self._hints is not None:
+            await self._hints.save_hint(state.uuid, UploadHint(offset, states))
+
+    async def _load_state(self, state: UploadState, algorithm: str, offset: int) -> tuple[int, bytes] | None:
+        """The newest digest state known, with its offset: from storage, or from the hint where that knows more."""
+        found = await self._uploads.load_state(_path(state), algorithm, offset)
+        if self._hints is None or (found is not None and found[0] == offset):
+            return found
+        hint = await self._hints.load_hint(state.uuid)
+        if hint is None or algorithm not in hint.states or not (found[0] if found else 0) < hint.offset <= offset:
+            return found
+        return hint.offset, hint.states[algorithm]
+
     async def _end(self, state: UploadState) -> bool:
         """Remove the session; False when somebody else did."""
+        if self._hints is not None:
+            await self._hints.drop_hint(state.uuid)
         try:
             await self._uploads.remove(_path(state))
         except NotFound:
@@ -188,7 +210,7 @@ class UploadService:
         """A hasher that has seen the first `offset` bytes: from the newest state, plus what it lacks (U5, U6)."""
         path = _path(state)
         known, hasher = 0, None
-        if offset and (found := await self._uploads.load_state(path, algorithm, offset)) is not None:
+        if offset and (found := await self._load_state(state, algorithm, offset)) is not None:
             known, saved = found
             hasher = restore_hasher(algorithm, saved, known)
         if hasher is None:

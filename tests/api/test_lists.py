@@ -68,22 +68,22 @@ def test_end_8a_lists_all_tags_in_byte_order(tagged: Api) -> None:
     assert head.headers["Content-Length"] == answer.headers["Content-Length"]
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 19, 20, 21, 1000])
-def test_end_8b_gives_pages_that_make_up_the_whole(tagged: Api, size: int) -> None:
-    pages = all_pages(tagged, f"/v2/a/tags/list?n={size}", "tags")
-    assert flat(pages) == sorted(TAGS)
-    assert all(len(entries) == size for entries in pages[:-1])
-    assert 0 < len(pages[-1]) <= size
+def test_end_8b_gives_pages_that_make_up_the_whole(tagged: Api) -> None:
+    for size in (1, 2, 7, 19, 20, 21, 1000):
+        pages = all_pages(tagged, f"/v2/a/tags/list?n={size}", "tags")
+        assert flat(pages) == sorted(TAGS)
+        assert all(len(entries) == size for entries in pages[:-1])
+        assert 0 < len(pages[-1]) <= size
 
 
-@pytest.mark.parametrize("last", ["A", "latest", "latesu", "0", "zz", "v-1", "", "~", "_", "%", "é"])
-def test_a_cursor_is_exclusive_and_need_not_exist(tagged: Api, last: str) -> None:
-    expected = [tag for tag in sorted(TAGS) if tag > last]
-    cursor = quote(last, safe="")
-    assert page(tagged, f"/v2/a/tags/list?last={cursor}", "tags") == (expected, None)
-    entries, following = page(tagged, f"/v2/a/tags/list?n=2&last={cursor}", "tags")
-    assert entries == expected[:2]
-    assert (following is None) == (len(expected) <= 2)
+def test_a_cursor_is_exclusive_and_need_not_exist(tagged: Api) -> None:
+    for last in ("A", "latest", "latesu", "0", "zz", "v-1", "", "~", "_", "%", "é"):
+        expected = [tag for tag in sorted(TAGS) if tag > last]
+        cursor = quote(last, safe="")
+        assert page(tagged, f"/v2/a/tags/list?last={cursor}", "tags") == (expected, None)
+        entries, following = page(tagged, f"/v2/a/tags/list?n=2&last={cursor}", "tags")
+        assert entries == expected[:2]
+        assert (following is None) == (len(expected) <= 2)
 
 
 def test_a_page_of_nothing_is_empty_and_the_last(tagged: Api) -> None:
@@ -143,20 +143,17 @@ def test_the_catalog_is_in_path_order(filled: Api) -> None:
     assert filled.head("/v2/_catalog").status_code == 200
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 11, 12])
-def test_pages_of_the_catalog_make_up_the_whole(filled: Api, size: int) -> None:
-    pages = all_pages(filled, f"/v2/_catalog?n={size}", "repositories")
-    assert flat(pages) == in_path_order(NAMES)
-    assert all(len(entries) == size for entries in pages[:-1])
+def test_pages_of_the_catalog_make_up_the_whole(filled: Api) -> None:
+    for size in (1, 2, 3, 5, 10, 11, 12):
+        pages = all_pages(filled, f"/v2/_catalog?n={size}", "repositories")
+        assert flat(pages) == in_path_order(NAMES)
+        assert all(len(entries) == size for entries in pages[:-1])
 
 
-@pytest.mark.parametrize(
-    "last",
-    ["a", "a/", "a/b", "a/b/", "a/a", "a/z", "a-", "a/b/c/d", "0", "zz", "z/y", "z/y/x", "//", "/", "a//b", ".."],
-)
-def test_a_cursor_of_the_catalog_need_not_exist(filled: Api, last: str) -> None:
-    expected = [name for name in in_path_order(NAMES) if path_order(name) > path_order(last)]
-    assert page(filled, extend("/v2/_catalog", last=last), "repositories") == (expected, None)
+def test_a_cursor_of_the_catalog_need_not_exist(filled: Api) -> None:
+    for last in (*NAMES, "a/", "a/b/", "a/a", "a/z", "a-", "a/b/c/d", "0", "zz", "z/y", "//", "/", "a//b", ".."):
+        expected = [name for name in in_path_order(NAMES) if path_order(name) > path_order(last)]
+        assert page(filled, extend("/v2/_catalog", last=last), "repositories") == (expected, None), last
 
 
 def test_the_catalog_has_what_has_manifests_and_nothing_else(api: Api) -> None:

@@ -128,12 +128,20 @@ class Client:
     """One person's requests, one after the other; as a context manager its connections are closed."""
 
     def __init__(
-        self, urls: Sequence[str], *, timeout: float = 20, start: int = 0, redispatch: bool = False
+        self,
+        urls: Sequence[str],
+        *,
+        timeout: float = 20,
+        start: int = 0,
+        redispatch: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
         """The first request goes to the URL at `start`, each later one to the next.
 
-        `redispatch`: where nobody listens, the next one is asked at once, as a balancer does.
+        `redispatch`: where nobody listens, the next one is asked at once, as a balancer does. `address`: whom a
+        balancer sees.
         """
+        self._source = (address, 0)
         self._attempts = len(urls) if redispatch else 1
         self._urls = itertools.cycle([*urls[start % len(urls) :], *urls[: start % len(urls)]])
         self._timeout = timeout

@@ -110,6 +110,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_read_only_node_does_not_begin_a_registry_and_says_so(config: Path) -> None:
+    done = run("serve", str(config), REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED="true")
+    assert done.returncode == 1
+    assert "readonly it must hold a registry" in done.stderr
+    assert list((config.parent / "data").iterdir()) == []
+
+
 @pytest.mark.parametrize("count", ["0", "two"])
 def test_a_number_of_workers_that_is_none_is_refused(config: Path, count: str) -> None:
     done = run("serve", str(config), WEB_CONCURRENCY=count)

@@ -1,0 +1,245 @@
+"""`registry-cluster up` and its operations: cluster.json is true, what dies comes back, nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.haproxy import Runtime
+from tests.failover.client import Client, Crowd, Ledger, Refused, Unanswered, digest_of
+from tests.failover.cluster import BACK, Cluster, members
+from tests.failover.conftest import CONFIG
+from tests.support.process import eventually, free_port, listening
+from tests.support.tools import note
+
+NAME = "team/up"
+
+
+def run(cluster: Cluster, verb: str, *arguments: str, within: float = 120) -> subprocess.CompletedProcess[str]:
+    """An operation on the cluster, as a person types it."""
+    return subprocess.run(
+        cluster.verb(verb, *arguments), capture_output=True, text=True, timeout=within, check=False
+    )
+
+
+class Traffic:
+    """Clients with addresses of their own that push and pull through the balancer, and never try twice."""
+
+    def __init__(self, cluster: Cluster, count: int) -> None:
+        self.good = 0
+        self.failed: list[str] = []
+        self._clients = [Client([cluster.endpoint], address=f"127.0.0.{20 + n}") for n in range(count)]
+        self._blob = b"pulled again and again" * 999
+        self._clients[0].push(NAME, self._blob)
+        self._crowd = Crowd(count, self._step)
+
+    def _step(self, number: int, count: int) -> None:
+        client = self._clients[number]
+        try:
+            if count % 4 == 0:
+                client.push(NAME, f"{number} {count} {time.monotonic()}".encode() * 500, chunk=5000)
+            else:
+                assert client.pull(NAME, digest_of(self._blob)) == self._blob
+            self.good += 1
+        except (Unanswered, Refused) as error:
+            self.failed.append(f"{time.monotonic():.3f} {error}")
+        time.sleep(0.01)
+
+    def until_good(self, more: int) -> None:
+        wanted = self.good + more
+        eventually(lambda: self.good >= wanted, 20, f"{more} good rounds; failed: {self.failed[-3:]}")
+
+    def __enter__(self) -> Traffic:
+        self._crowd.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._crowd.__exit__(*error)
+        for client in self._clients:
+            client.close()
+
+
+def test_cluster_json_says_what_runs(cluster: Cluster) -> None:
+    state = cluster.state()
+    assert set(state) == {"endpoint", "nodes", "redis", "balancer"}
+    assert state["endpoint"] == f"http://127.0.0.1:{cluster.port}"
+    assert [node["name"] for node in state["nodes"]] == ["node-1", "node-2", "node-3"]
+    for node in cluster.nodes:
+        assert os.getpgid(node.leader()) == node.leader()
+        with Client([node.url]) as client:
+            health = json.loads(client.ask("GET", "/healthz").expect(200).body)
+        assert health["node"]["name"] == node.name
+    assert state["redis"]["kind"] == "redis-server"
+    assert state["balancer"]["kind"] == "haproxy"
+    for pid, program in ((state["redis"]["pid"], "redis-server"), (state["balancer"]["pid"], "haproxy")):
+        assert os.getpgid(pid) == pid
+        assert program in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    assert listening(int(state["redis"]["url"].rpartition(":")[2]))
+    assert f"bind 127.0.0.1:{cluster.port}" in Path(state["balancer"]["config"]).read_text(encoding="utf-8")
+
+
+PARTS: dict[str, Callable[[Cluster], int | None]] = {
+    "a node": lambda cluster: cluster.nodes[1].pid,
+    "Redis": lambda cluster: cluster.redis_pid,
+    "HAProxy": lambda cluster: cluster.balancer_pid,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_dies_is_started_again_and_cluster_json_follows(cluster: Cluster, ledger: Ledger, part: str) -> None:
+    pid_of = PARTS[part]
+    before = cluster.pids()
+    old = pid_of(cluster) or 0
+    os.killpg(old, signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: pid_of(cluster) != old, 5, "cluster.json no longer names the dead process")
+    new = eventually(lambda: pid_of(cluster), 15, "cluster.json names another") or 0
+    cluster.wait_until_whole()
+    note(f"{part} killed: all well again after {time.monotonic() - killed:.1f} s")
+    assert members(new) and not members(old)
+    assert set(cluster.pids()) == {*before, new} - {old}
+    with Client([cluster.endpoint]) as client:
+        ledger.blobs.append((NAME, client.push(NAME, f"after the death of {part}".encode())))
+
+
+def test_all_nodes_killed_at_once_come_back_with_everything_and_an_upload_goes_on(
+    cluster: Cluster, ledger: Ledger
+) -> None:
+    data = os.urandom(200_000)
+    with Client(cluster.urls) as client:
+        ledger.blobs.append((NAME, client.push(NAME, b"from before")))
+        upload = client.begin(NAME)
+        client.patch(upload, data[:120_000]).expect(202)
+        pids = [node.leader() for node in cluster.nodes]
+        for pid in pids:
+            os.killpg(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: not any(map(members, pids)), 5, "all are dead")
+        cluster.wait_until_whole()
+        note(f"all nodes killed at once: all well again after {time.monotonic() - killed:.1f} s")
+    with Client(cluster.urls, start=2) as client:
+        assert client.status(upload).expect(204).position == 120_000
+        client.patch(upload, data[120_000:]).expect(202)
+        client.commit(upload, digest_of(data)).expect(201)
+        ledger.blobs.append((NAME, digest_of(data)))
+
+
+def test_a_rolling_restart_under_load_fails_no_request(cluster: Cluster) -> None:
+    before = [node.leader() for node in cluster.nodes]
+    data = os.urandom(500_000)
+    with Traffic(cluster, 5) as traffic, Client([cluster.endpoint]) as client:
+        traffic.until_good(20)
+        upload = client.begin(NAME)
+        client.patch(upload, data[:300_000]).expect(202)
+        started = time.monotonic()
+        done = run(cluster, "restart", "--rolling")
+        seconds = time.monotonic() - started
+        assert done.returncode == 0, done.stderr
+        client.patch(upload, data[300_000:]).expect(202)
+        client.commit(upload, digest_of(data)).expect(201)
+        traffic.until_good(20)
+    note(f"rolling restart of 3 nodes in {seconds:.0f} s: {traffic.good} good rounds, {len(traffic.failed)} failed")
+    assert traffic.failed == []
+    assert not set(before) & {node.leader() for node in cluster.nodes}
+    servers = Runtime(cluster.state()["balancer"]["socket"]).servers()
+    assert {server.status for server in servers} == {"UP"}  # none is left drained
+
+
+def test_a_drained_node_gets_no_new_client_until_that_is_undone(cluster: Cluster) -> None:
+    node = cluster.nodes[1]
+
+    def served(first: int) -> int:
+        """How many of twelve new clients came to the node."""
+        names = []
+        for number in range(first, first + 12):
+            with Client([cluster.endpoint], address=f"127.0.1.{number}") as client:
+                names.append(json.loads(client.ask("GET", "/healthz").body)["node"]["name"])
+        return names.count(node.name)
+
+    assert served(1) > 0
+    with Traffic(cluster, 4) as traffic:
+        assert run(cluster, "drain", node.name).returncode == 0
+        assert served(1) == served(21) == 0  # nor those that used to come here
+        assert run(cluster, "drain", node.name, "--undo").returncode == 0
+        eventually(lambda: served(41) > 0, 10, "it gets clients again")
+        traffic.until_good(10)
+    assert traffic.failed == []
+
+
+def test_operations_on_a_node_that_is_not_there_name_those_that_are(cluster: Cluster) -> None:
+    done = run(cluster, "drain", "node-7")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no node 'node-7'" in done.stderr
+    assert "node-1, node-2, node-3" in done.stderr
+
+
+def test_status_has_a_line_for_every_part_also_for_one_that_hangs(cluster: Cluster) -> None:
+    lines = {line.split()[0]: line for line in run(cluster, "status").stdout.splitlines()}
+    assert set(lines) == {"endpoint", "node-1", "node-2", "node-3", "redis", "balancer"}
+    for node in cluster.nodes:
+        assert f"{node.url}  pid {node.pid}  ready  version " in lines[node.name]
+        assert "uploads 0  storage ok" in lines[node.name]
+    assert f"pid {cluster.redis_pid}" in lines["redis"]
+    with cluster.nodes[2].paused():
+        lines = {line.split()[0]: line for line in run(cluster, "status").stdout.splitlines()}
+    assert "does not answer" in lines["node-3"]
+    assert "  ready  " in lines["node-1"]
+
+
+def test_operations_without_a_cluster_say_how_to_get_one(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    for verb in (["status"], ["drain", "node-1"], ["restart", "--rolling"]):
+        done = run(cluster, *verb)
+        assert done.returncode == 1
+        assert "registry-cluster up" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Path) -> None:
+    with Cluster(tmp_path, nodes=2, config=CONFIG) as cluster:
+        with Client(cluster.urls) as client:
+            digest = client.push(NAME, b"kept over a restart")
+            upload = client.begin(NAME)
+            client.patch(upload, b"the first half, ").expect(202)
+        groups = cluster.pids()
+        cluster.send(signal.SIGINT)
+        assert cluster.wait(within=30) == 0
+        assert [members(group) for group in groups] == [[]] * len(groups)
+        assert cluster.pids() == []
+        cluster.start()
+        with Client(cluster.urls) as client:
+            assert client.pull(NAME, digest) == b"kept over a restart"
+            client.patch(upload, b"the second").expect(202)
+            client.commit(upload, digest_of(b"the first half, the second")).expect(201)
+        # Nor does anything stay when nobody is there to stop it.
+        groups = cluster.pids()
+        os.kill(cluster.pid, signal.SIGKILL)
+        eventually(lambda: not any(map(members, groups)), BACK, "everything ends with what has started it")
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        done = run(Cluster(tmp_path, port=port), "up", "--port", str(port))
+    assert done.returncode == 1
+    assert f"port {port} is taken" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("data/run/*"))
+
+
+def test_a_second_cluster_on_the_same_directory_is_refused_and_harms_nothing(cluster: Cluster) -> None:
+    before = cluster.state()
+    done = run(cluster, "up", "--port", str(free_port()))
+    assert done.returncode == 1
+    assert "is running" in done.stderr
+    assert cluster.state() == before
+    assert cluster.is_whole()
