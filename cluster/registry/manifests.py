@@ -103,14 +103,15 @@ class ManifestStore:
             precondition.check(await self._tags.get(name, reference))  # and again under the lock, where it counts
         await self._check(name, manifest)
 
-        async def link() -> None:
-            await self._links.add(name, digest, canonical)
+        async def ensure() -> None:
+            if await self._links.find(name, digest) is None:
+                await self._links.add(name, digest, canonical)
 
         await self._driver.write(layout.blob(canonical), content)
-        await link()
+        await self._links.add(name, digest, canonical)
         await self._referrers.add(name, digest, len(content), manifest)
         for tag in dict.fromkeys(tags):
-            await self._tags.put(name, tag, digest, link, precondition)
+            await self._tags.put(name, tag, digest, ensure, precondition)
         return digest, manifest
 
     async def head(self, name: RepositoryName, reference: Reference) -> Stored:

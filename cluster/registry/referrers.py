@@ -117,12 +117,16 @@ class Referrers:
 
     async def _look_at(self, name: RepositoryName, digest: Digest) -> bool:
         """Note the subject of a revision; False when it is to be looked at again next time."""
-        content = await self._links.find(name, digest)
-        if content is None:  # a deleted revision, or one whose link is about to be written
-            return False
+        # Its link need not be there: somebody may be about to write it, and no stamp that we look at would tell.
+        canonical = digest
+        if digest.algorithm != CANONICAL:
+            alias = await read_link(self._driver, layout.revision_link(name, digest))
+            if alias is None or alias.algorithm != CANONICAL:
+                return False
+            canonical = alias
         try:
-            if content.size <= LIMIT:
-                data = await self._driver.read(layout.blob(content.canonical))
+            if await self._driver.size(layout.blob(canonical)) <= LIMIT:
+                data = await self._driver.read(layout.blob(canonical))
                 await self.add(name, digest, len(data), parse_manifest(data))
         except NotFound:
             return False

@@ -60,8 +60,9 @@ class TagStore:
     ) -> None:
         """Point the tag to a manifest. PreconditionFailed, Unavailable (rule T2).
 
-        `ensure` is called under the lock and makes sure that the manifest is still in the repository: a delete of
-        it that runs at the same time removes the tags first and last, so one of the two sees the other.
+        `ensure` is called under the lock and makes sure that the manifest is still in the repository. Before, so
+        that no reader meets a tag without it; and after: a delete of it that runs at the same time takes the link
+        and then looks for tags, so one of the two sees the other.
         """
         async with self._locked(name, tag):
             if precondition is not None:
@@ -70,6 +71,7 @@ class TagStore:
             content = str(digest).encode()
             await self._driver.write(layout.tag_index_link(name, tag, digest), content)
             await self._driver.write(layout.tag_link(name, tag), content)
+            await ensure()
 
     async def delete(
         self,

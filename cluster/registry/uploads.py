@@ -132,7 +132,8 @@ class UploadService:
 
     async def _publish(self, state: UploadState, content: Content) -> Content:
         try:
-            await self._uploads.commit(_path(state), content.size, layout.blob(content.canonical))
+            target = layout.blob(content.canonical)
+            await self._uploads.commit(_path(state), content.size, target, content.canonical)
         except NotFound:  # ended; or another request has added to it since we looked
             raise wrong_offset(await self._extent(state), "the upload has changed meanwhile") from None
         await self._blobs.add(RepositoryName(state.name), content)

@@ -1,4 +1,4 @@
-"""What a sick Redis may cost a request (promise P4): 50 ms in all, and nothing once that is known.
+"""What a sick Redis may cost a request (promise P4): 50 ms, and nothing once that is known.
 
 One breaker in each worker. Closed, it holds a store whose connections are ready. A call that takes too long, three
 failures in a row, or an answer of the wrong server open it: the store is dropped whole, and calls fail at once,
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from cluster.errors import StateError
 from cluster.state.store import Store, WrongServer
 
-REQUEST_BUDGET = 0.050  # seconds; a request waits for two calls at most
 _FAILURES = 3  # in a row
 _STANDSTILL = 0.005  # seconds that a timer may be late before this process itself is what was slow
 
@@ -29,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Pace:
     """All in seconds."""
 
-    limit: float = REQUEST_BUDGET / 2  # of one call
+    limit: float = 0.050  # of one call, and so of a request: it waits for one call at most
     probe: float = 1.0  # between two looks at a store that works
     pause: float = 0.5  # between two attempts to get one
 

@@ -301,4 +301,4 @@ def _check(replies: list[Reply]) -> None:
 
 def _translated(error: Exception, name: str) -> StateError:
     kind = WrongServer if isinstance(error, _ELSEWHERE) else StateError
-    return kind(f"Redis at {name}: {type(error).__name__} {error}")
+    return kind(f"Redis at {name}: {str(error) or 'no answer in time'} ({type(error).__name__})")

@@ -1,8 +1,8 @@
 """Shared state as the services see it: the ports of store.py, on which nothing fails and nothing takes long.
 
-Reads answer None, at once while there is no store. Writes are queued. Two of them wait for their turn, within the
-limit of a call, because what comes next counts on them: the chunk that another node gets finds the hint, and a
-Distribution node hears of a delete before the client does. A request waits for two calls at most.
+Reads answer None, at once while there is no store. Writes are queued, and nobody waits for them; only `forget`
+waits for its turn, so that a Distribution node hears of a delete before the client does. Each wait is limited, and
+a request may afford one of them: it loads a hint once, or forgets once.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class SharedState:
 
     async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
         """Queued while there is no store, too."""
-        if self._exists:
-            await self._turn(self._outbox.put(lambda store: store.forget(name, digests), is_removal=True))
+        if not self._exists:
+            return
+        done = self._outbox.put(lambda store: store.forget(name, digests), is_removal=True)
+        if self.is_up:
+            await asyncio.wait({done}, timeout=self._pace.limit)
 
     async def save_hint(self, uuid: str, hint: UploadHint) -> None:
-        if self.is_up:
-            await self._turn(self._outbox.put(lambda store: store.save_hint(uuid, hint)))
+        self._tell(lambda store: store.save_hint(uuid, hint))
 
     async def load_hint(self, uuid: str) -> UploadHint | None:
         return await self._ask(lambda store: store.load_hint(uuid))
@@ -99,10 +101,6 @@ class SharedState:
     def _tell(self, call: Call) -> None:
         if self.is_up:
             self._outbox.put(call)
-
-    async def _turn(self, done: asyncio.Future[None]) -> None:
-        if self.is_up:
-            await asyncio.wait({done}, timeout=self._pace.limit)
 
     def _repeat_removals(self) -> None:
         self._outbox.repeat_removals()

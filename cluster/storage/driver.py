@@ -39,6 +39,10 @@ class OffsetTaken(StorageError):
     """Another writer's segment is already published at this offset (rule U2)."""
 
 
+class Changed(StorageError):
+    """Bytes of an upload changed while it was committed: somebody else still writes them."""
+
+
 Observer = Callable[[bytes], object]
 """Called with exactly the bytes that go to (or come from) storage, in order. May run in another thread."""
 
@@ -145,8 +149,11 @@ class Uploads(Protocol):
     async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
         """Put a digest state aside. A hint: it need not be durable, and is dropped when the session is gone."""
 
-    async def commit(self, path: str, size: int, target: str) -> None:
+    async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
         """Make the `size` bytes that the session holds the file `target`, complete from its first moment (U6, B1).
+
+        `digest` is what the bytes were found to be. Where they may change meanwhile (a file that Distribution began,
+        U11) it is checked again on the copy that becomes the target: Changed when they did.
 
         A target that is there with this size is left as it is; one with another size is replaced. NotFound when
         the session is gone, or holds more or less than that by now.

@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cluster.oci.digest import Digest, new_hasher
 from cluster.storage.disk import Disk
-from cluster.storage.driver import NotFound, Observer, OffsetTaken
+from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -335,10 +336,10 @@ class SegmentUploads:
         except FileNotFoundError:
             self.drop(temporary)
 
-    async def commit(self, path: str, size: int, target: str) -> None:
-        await self.threads.run_long(self._commit, self._full(path), size, self._full(target))
+    async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
+        await self.threads.run_long(self._commit, self._full(path), size, self._full(target), digest)
 
-    def _commit(self, session: str, size: int, target: str) -> None:
+    def _commit(self, session: str, size: int, target: str, digest: Digest | None) -> None:
         segments = self._chain(session).segments
         if sum(segment.size for segment in segments) != size:
             raise NotFound(f"the upload no longer holds exactly {size} bytes")
@@ -348,9 +349,18 @@ class SegmentUploads:
         whole, fd = self._private(session, "commit")
         try:
             self._copy_and_close(segments, fd)
+            if digest is not None and not all(segment.sealed for segment in segments):
+                self._verify(whole, size, digest)
             self._link_blob(whole, size, target)
         finally:
             self.drop(whole)
+
+    def _verify(self, path: str, size: int, digest: Digest) -> None:
+        """Changed when a copy of bytes that were not sealed is no longer what was hashed."""
+        hasher = new_hasher(digest.algorithm)
+        self._show(path, 0, size, hasher.update)
+        if hasher.hexdigest() != digest.encoded:
+            raise Changed(f"{digest}: the upload's data file was written to while it was committed")
 
     def _link_blob(self, source: str, size: int, target: str) -> None:
         """The blob appears complete, or was there: it is the same content (U6, B1)."""

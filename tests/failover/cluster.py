@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -117,18 +117,23 @@ class Cluster(Process):
         nodes: int = 3,
         port: int | None = None,
         config: Mapping[str, Any] | None = None,
+        around: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """`config` is what every node gets, its own name and address aside."""
+        """`config` is what every node gets, its own name and address aside; `around` runs the command."""
         self.directory = os.fspath(directory)
         self.data = f"{self.directory}/data"
         self.port = port or free_port()
         self._config = config
-        command = [*self.verb("up"), "--nodes", str(nodes), "--port", str(self.port)]
+        command = [*around, *self.verb("up"), "--nodes", str(nodes), "--port", str(self.port)]
         if config is not None:
             command += ["--config", f"{self.directory}/base.yml"]
         clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("REGISTRY_")}
         super().__init__(
-            command, log=f"{self.directory}/up.log", env={**clean, "WEB_CONCURRENCY": None}, ready=self.is_whole
+            command,
+            log=f"{self.directory}/up.log",
+            env={**clean, "WEB_CONCURRENCY": None, **(env or {})},
+            ready=self.is_whole,
         )
 
     def verb(self, name: str, *arguments: str) -> list[str]:
@@ -176,7 +181,8 @@ class Cluster(Process):
             nodes = self.nodes
         except FileNotFoundError:
             return False
-        return bool(nodes and all(node.is_back for node in nodes) and self.balancer_pid and is_ready(self.endpoint))
+        balanced = self.balancer_pid is not None or self.state()["balancer"]["kind"] != "haproxy"
+        return bool(nodes and all(node.is_back for node in nodes) and balanced and is_ready(self.endpoint))
 
     def wait_until_whole(self, within: float = BACK) -> None:
         eventually(self.is_whole, within, "every node is back, and the endpoint answers")

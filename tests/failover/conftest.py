@@ -56,3 +56,12 @@ def ledger(cluster: Cluster) -> Iterator[Ledger]:
     yield ledger
     cluster.wait_until_whole()
     ledger.verify(cluster.urls)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The protocol's tests run with both algorithms on one way to the cluster; on the others in the long form."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("way", "next node") != "next node" and parameters.get("algorithm") == "sha512":
+            item.add_marker("slow")

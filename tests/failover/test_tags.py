@@ -13,9 +13,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.failover.client import CONFIG, MANIFEST, Answer, Client, Crowd, Ledger, Unanswered, digest_of
+from tests.failover.client import CONFIG, MANIFEST, Answer, Client, Ledger, Unanswered, digest_of
 from tests.failover.cluster import Cluster, Member
 from tests.failover.history import History, Outcome, Wanted
+from tests.failover.pusher import Crowd
 from tests.support.process import eventually
 from tests.support.tools import note
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from cluster.haproxy import Runtime
-from tests.failover.client import Client, Crowd, Ledger, Refused, Unanswered, digest_of
+from tests.failover.client import Client, Ledger, Refused, Unanswered, digest_of
 from tests.failover.cluster import BACK, Cluster, members
 from tests.failover.conftest import CONFIG
+from tests.failover.pusher import Crowd
 from tests.support.process import eventually, free_port, listening
-from tests.support.tools import note
+from tests.support.tools import note, require, require_root
 
 NAME = "team/up"
 
@@ -243,3 +244,27 @@ def test_a_second_cluster_on_the_same_directory_is_refused_and_harms_nothing(clu
     assert "is running" in done.stderr
     assert cluster.state() == before
     assert cluster.is_whole()
+
+
+def test_without_redis_server_and_haproxy_it_goes_on_with_less_and_says_so(tmp_path: Path) -> None:
+    """An empty directory stands in place of /usr/sbin, in a mount namespace of its own, and PATH leads nowhere."""
+    require_root("a mount namespace")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    script = f'{require("mount")} --bind {empty} /usr/sbin && exec "$@"'
+    around = [require("unshare"), "--mount", require("sh"), "-c", script, "sh"]
+    with Cluster(tmp_path / "up", nodes=2, config=CONFIG, around=around, env={"PATH": str(empty)}) as cluster:
+        state, said = cluster.state(), cluster.log()
+        assert (state["redis"]["kind"], state["balancer"]["kind"]) == ("embedded", "reuseport")
+        assert "redis-server is not installed" in said and "haproxy is not installed" in said
+        with Client([cluster.endpoint]) as client:
+            digest = client.push(NAME, b"by way of one port that two nodes share")
+        cluster.nodes[0].kill()
+        for _ in range(5):
+            with Client([cluster.endpoint]) as client:
+                assert client.pull(NAME, digest) == b"by way of one port that two nodes share"
+        cluster.wait_until_whole()
+        done = run(cluster, "drain", "node-1")
+        assert (done.returncode, "no HAProxy" in done.stderr) == (1, True)
+        done = run(cluster, "restart", "--rolling")
+        assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import re
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -27,6 +28,9 @@ Node = TypeVar("Node")
 
 # What is drawn at random in a file's name; it differs between runs that are otherwise the same.
 _RANDOM = re.compile(r"(?<![0-9a-f-])[0-9a-f]{16}(?:[0-9a-f]{16})?(?![0-9a-f-])")
+
+
+_TO_THE_END = sys.maxsize  # calls
 
 
 class InPlace(Threads):
@@ -77,12 +81,13 @@ class Actor(Generic[Node]):
         self._operation = operation
         self.advance(0)
 
-    def advance(self, calls: int = 1) -> None:
-        """Make so many calls, and go on to the next one or to the end."""
+    def advance(self, calls: int = 1) -> int:
+        """Make so many calls, and go on to the next one or to the end. How many it made."""
         self.waiting = False
         self._granted = calls
         self._turn.release()
         self._paused.acquire()
+        return calls - self._granted
 
     def kill(self) -> None:
         """Die here. The kernel closes the files, and with that frees the locks."""
@@ -226,8 +231,8 @@ def explore(
                 rest = left - (last in ready)
                 untried += [([*done, number], rest) for number in ready if number != following and rest >= 0]
                 last = following
-                done = [*done, last]
-                stage.actors[last].advance()
+                # Who will not be interrupted any more need not be watched.
+                done = [*done, *[last] * stage.actors[last].advance(1 if left > 0 else _TO_THE_END)]
             stage.abandon()
     finally:
         stage.abandon()

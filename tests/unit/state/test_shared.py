@@ -71,11 +71,11 @@ async def test_what_one_node_saved_another_one_loads() -> None:
     weather = Weather()
     async with running(weather) as one, running(weather) as other:
         await one.save_hint("upload", HINT)
-        assert await other.load_hint("upload") == HINT
         await one.remember(NAME, DIGEST, DESCRIPTOR)
         await one.beat(NODE)
         await one.record_turn("purger", TURN, 60)
         await one.forget(RepositoryName("other"), [DIGEST])  # waits for its turn, behind the others
+        assert await other.load_hint("upload") == HINT
         assert await other.recall(NAME, DIGEST) == DESCRIPTOR
         assert await other.nodes() == [NODE]
         assert await other.last_turn("purger") == TURN
@@ -116,7 +116,7 @@ async def test_all_calls_of_a_request_to_a_hung_server_cost_its_budget_at_most()
         outcome = await every_call(state)
         elapsed = time.perf_counter() - started
     assert outcome == NOTHING
-    assert elapsed < 2 * PACE.limit + 0.2
+    assert elapsed < PACE.limit + 0.2, "the first one opens the breaker"
 
 
 async def test_while_it_is_down_calls_cost_nothing_and_it_says_why() -> None:

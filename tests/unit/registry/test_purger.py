@@ -1,0 +1,206 @@
+"""The purger: what is old enough goes, and nothing that somebody still writes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.oci.digest import Digest
+from cluster.oci.reference import RepositoryName
+from cluster.oci.upload import UploadState
+from cluster.registry.blobs import BlobStore
+from cluster.registry.catalog import Catalog
+from cluster.registry.purger import Purger, Schedule
+from cluster.registry.uploads import UploadService
+from cluster.state.memory import MemoryStore
+from cluster.storage import layout
+from cluster.storage.driver import NotFound
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.segments import SegmentUploads
+from cluster.storage.threads import Threads
+from tests.unit.registry.parts import NAME, Parts, body
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400.0
+WEEK = 7 * DAY
+
+
+@dataclass
+class Disk:
+    """A node on a real directory, where files have ages."""
+
+    root: Path
+    driver: FilesystemDriver
+    sessions: SegmentUploads
+    uploads: UploadService
+
+    def purger(self, *, dry_run: bool = False, now: float | None = None) -> Purger:
+        at = time.time() if now is None else now
+        schedule = Schedule(WEEK, DAY, dry_run)
+        return Purger(self.driver, self.sessions, Catalog(self.driver), schedule, now=lambda: at)
+
+    async def begin(self, *chunks: bytes, name: RepositoryName = NAME) -> UploadState:
+        state = await self.uploads.start(name)
+        for chunk in chunks:
+            state = await self.uploads.append(state, body(chunk))
+        return state
+
+    def age(self, path: str, days: float) -> None:
+        """Make everything at a path that many days old."""
+        then = time.time() - days * DAY
+        for directory, _, files in os.walk(self.root / path):
+            for entry in [directory, *(os.path.join(directory, file) for file in files)]:
+                os.utime(entry, (then, then))
+
+    def names(self, name: RepositoryName = NAME) -> set[str]:
+        return set(os.listdir(self.root / layout.uploads(name)))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    threads = Threads(4, 10)
+    driver = FilesystemDriver(str(tmp_path), threads)
+    sessions = SegmentUploads(str(tmp_path), driver, threads)
+    yield Disk(tmp_path, driver, sessions, UploadService(sessions, BlobStore(driver, Catalog(driver))))
+    threads.close()
+
+
+async def test_only_what_has_been_idle_for_the_whole_age_goes(disk: Disk) -> None:
+    old, young, touched = [await disk.begin(b"chunk") for _ in range(3)]
+    for state in (old, touched):
+        disk.age(layout.upload(NAME, state.uuid), 8)
+    disk.age(layout.upload(NAME, young.uuid), 6)
+    await disk.uploads.append(touched, body(b"a new chunk"))
+    assert await disk.purger().run() == 1
+    assert disk.names() == {young.uuid, touched.uuid}
+    assert (await disk.uploads.status(touched)).offset == 16
+
+
+async def test_every_repository_is_walked(disk: Disk) -> None:
+    names = [RepositoryName(name) for name in ("a", "a/b", "a/b/c", "z")]
+    for name in names:
+        state = await disk.begin(b"chunk", name=name)
+        disk.age(layout.upload(name, state.uuid), 8)
+    assert await disk.purger().run() == 4
+    assert [disk.names(name) for name in names] == [set()] * 4
+
+
+async def test_a_dry_run_counts_and_removes_nothing(disk: Disk) -> None:
+    state = await disk.begin(b"chunk")
+    disk.age(layout.upload(NAME, state.uuid), 8)
+    assert await disk.purger(dry_run=True).run() == 1
+    assert disk.names() == {state.uuid}
+    assert await disk.purger().run() == 1
+
+
+async def test_a_session_with_a_living_writer_stays_however_old_it_is(disk: Disk) -> None:
+    state = await disk.begin()
+    path = layout.upload(NAME, state.uuid)
+    writer = await disk.sessions.append(path, 0, lambda _: None)
+    await writer.write([b"slow"])
+    disk.age(path, 30)
+    assert await disk.purger().run() == 0
+    await writer.seal()
+    assert (await disk.uploads.status(state)).offset == 4
+    await writer.discard()
+    disk.age(path, 30)
+    assert await disk.purger().run() == 1
+
+
+async def test_a_session_whose_writer_died_goes(disk: Disk) -> None:
+    state = await disk.begin()
+    path = layout.upload(NAME, state.uuid)
+    (disk.root / path / "_seg" / f"{0:020d}.{'0' * 16}").write_bytes(b"left")
+    disk.age(path, 8)
+    assert await disk.purger().run() == 1
+
+
+async def test_what_distribution_left_goes_too(disk: Disk) -> None:
+    await disk.begin(b"chunk")
+    uuids = [f"0b1c2d3e-1111-4222-8333-44445555666{number}" for number in range(3)]
+    whole, orphan, young = (disk.root / layout.upload(NAME, uuid) for uuid in uuids)
+    for session in (whole, young):
+        session.mkdir()
+        (session / "startedat").write_bytes(b"2020-01-02T03:04:05Z")
+        (session / "data").write_bytes(b"bytes")
+    (orphan / "hashstates" / "sha256").mkdir(parents=True)
+    (orphan / "hashstates" / "sha256" / "0").write_bytes(b"state")
+    for session in (whole, orphan):
+        disk.age(str(session.relative_to(disk.root)), 8)
+    assert await disk.purger().run() == 2
+    assert uuids[2] in disk.names() and not {uuids[0], uuids[1]} & disk.names()
+
+
+async def test_a_session_that_was_set_aside_goes_and_other_names_stay(disk: Disk) -> None:
+    await disk.begin(b"chunk")
+    uploads = disk.root / layout.uploads(NAME)
+    for name in ("_gone.0b1c2d3e-1111-4222-8333-444455556666.00", "not-a-uuid", "_other"):
+        (uploads / name).mkdir()
+        (uploads / name / "file").write_bytes(b"content")
+        disk.age(f"{layout.uploads(NAME)}/{name}", 8)
+    assert await disk.purger().run() == 1
+    assert {"not-a-uuid", "_other"} <= disk.names()
+    assert not [name for name in disk.names() if name.startswith("_gone.")]
+
+
+async def test_temporary_files_of_a_crash_go_when_they_are_old(disk: Disk) -> None:
+    await disk.driver.write("some/file", b"content")
+    temporary = disk.root / layout.TEMPORARY
+    (temporary / "old").write_bytes(b"left")
+    disk.age(layout.TEMPORARY, 8)
+    (temporary / "young").write_bytes(b"on its way")
+    await disk.purger(dry_run=True).run()
+    assert set(os.listdir(temporary)) == {"old", "young"}
+    await disk.purger().run()
+    assert os.listdir(temporary) == ["young"]
+
+
+async def test_one_purges_at_a_time(disk: Disk) -> None:
+    state = await disk.begin(b"chunk")
+    disk.age(layout.upload(NAME, state.uuid), 8)
+    async with disk.driver.lock(layout.PURGER_LOCK, 1):
+        assert await disk.purger().run() == 0
+    assert disk.names() == {state.uuid}
+    assert await disk.purger().run() == 1
+
+
+async def test_blobs_and_tags_are_left_alone(disk: Disk) -> None:
+    blob = await disk.uploads.push(NAME, Digest.of(b"kept"), body(b"kept"))
+    disk.age("", 30)
+    await disk.purger().run()
+    assert await disk.driver.read(layout.blob(blob.canonical)) == b"kept"
+
+
+async def test_a_repository_without_uploads_and_empty_storage_are_no_trouble(disk: Disk) -> None:
+    assert await disk.purger().run() == 0
+    await disk.driver.write(f"repositories/{NAME}/_manifests/revisions/sha256/00/link", b"link")
+    assert await disk.purger().run() == 0
+
+
+async def test_nodes_take_turns(parts: Parts) -> None:
+    turns = MemoryStore()
+    state = await parts.uploads.start(NAME)
+
+    def purger(node: str) -> Purger:
+        schedule = Schedule(WEEK, DAY)
+        return Purger(
+            parts.driver,
+            parts.sessions,
+            parts.catalog,
+            schedule,
+            turns=turns,
+            node=node,
+            now=lambda: time.time() + 1e9,
+        )
+
+    assert await purger("one").run() == 1
+    with pytest.raises(NotFound):
+        await parts.sessions.extent(layout.upload(NAME, state.uuid))
+    await parts.uploads.start(NAME)
+    assert await purger("two").run() == 0

@@ -1,0 +1,241 @@
+"""Tags as registers: moves, conditions, deletes, lists (rules T1 to T5)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
+from cluster.oci.digest import Digest
+from cluster.oci.reference import RepositoryName, Tag
+from cluster.registry import tags as tags_module
+from cluster.registry.tags import Precondition, TagStore
+from cluster.storage import layout
+from cluster.storage.driver import LockTimeout
+from cluster.storage.memory import MemoryDriver
+from tests.unit.registry.parts import NAME, Parts, index
+
+pytestmark = pytest.mark.anyio
+
+V1 = Tag("v1")
+ONE, TWO = Digest.of(b"one"), Digest.of(b"two")
+
+
+async def nothing() -> None:
+    pass
+
+
+async def put(parts: Parts, tag: str, digest: Digest, precondition: Precondition | None = None) -> None:
+    await parts.tags.put(NAME, Tag(tag), digest, nothing, precondition)
+
+
+async def test_a_tag_points_to_what_was_put_last(parts: Parts) -> None:
+    assert await parts.tags.get(NAME, V1) is None
+    for digest in (ONE, TWO, ONE, ONE):
+        await put(parts, "v1", digest)
+        assert await parts.tags.get(NAME, V1) == digest
+
+
+async def test_a_tag_is_written_as_distribution_writes_it(parts: Parts) -> None:
+    await put(parts, "v1", ONE)
+    await put(parts, "v1", TWO)
+    directory = f"repositories/{NAME}/_manifests/tags/v1"
+    assert parts.memory.files == {
+        f"{directory}/current/link": str(TWO).encode(),
+        f"{directory}/index/sha256/{ONE.encoded}/link": str(ONE).encode(),
+        f"{directory}/index/sha256/{TWO.encoded}/link": str(TWO).encode(),
+    }
+
+
+@pytest.mark.parametrize("link", [b"", b"sha256:", b"garbage", str(ONE).encode() + b"\n", b"\xff" * 71])
+async def test_a_broken_link_is_no_tag(parts: Parts, link: bytes) -> None:
+    await parts.memory.write(layout.tag_link(NAME, V1), link)
+    assert await parts.tags.get(NAME, V1) is None
+    await put(parts, "v1", ONE)
+    assert await parts.tags.get(NAME, V1) == ONE
+
+
+def matching(*digests: Digest | str) -> Precondition:
+    return Precondition(match=frozenset(map(str, digests)))
+
+
+def unless(*digests: Digest | str) -> Precondition:
+    return Precondition(none_match=frozenset(map(str, digests)))
+
+
+CONDITIONS = [
+    # what the tag points to, the condition, whether a write may take place
+    (None, matching(ONE), False),
+    (None, matching("*"), False),
+    (None, unless("*"), True),
+    (None, unless(ONE), True),
+    (ONE, matching(ONE), True),
+    (ONE, matching(TWO, ONE), True),
+    (ONE, matching("*"), True),
+    (ONE, matching(TWO), False),
+    (ONE, matching(), False),
+    (ONE, unless("*"), False),
+    (ONE, unless(ONE), False),
+    (ONE, unless(TWO), True),
+    (ONE, Precondition(frozenset({str(ONE)}), frozenset({str(ONE)})), False),
+]
+
+
+@pytest.mark.parametrize("call", ["put", "delete"])
+@pytest.mark.parametrize(("current", "condition", "may"), CONDITIONS)
+async def test_a_conditional_write_takes_place_only_where_it_may(
+    parts: Parts, current: Digest | None, condition: Precondition, may: bool, call: str
+) -> None:
+    if current is not None:
+        await put(parts, "v1", current)
+    write = put(parts, "v1", TWO, condition) if call == "put" else parts.tags.delete(NAME, V1, condition)
+    if may:
+        await write
+        assert await parts.tags.get(NAME, V1) == (TWO if call == "put" else None)
+    else:
+        with pytest.raises(PreconditionFailed) as refusal:
+            await write
+        assert refusal.value.detail["current"] == (current and str(current))
+        assert await parts.tags.get(NAME, V1) == current
+
+
+async def test_of_many_who_create_a_tag_one_succeeds(parts: Parts) -> None:
+    digests = [Digest.of(b"%d" % number) for number in range(10)]
+    nodes = [Parts(parts.memory) for _ in digests]
+    outcomes = await asyncio.gather(
+        *(put(node, "v1", digest, unless("*")) for node, digest in zip(nodes, digests, strict=True)),
+        return_exceptions=True,
+    )
+    winners = [digest for digest, outcome in zip(digests, outcomes, strict=True) if outcome is None]
+    assert [await parts.tags.get(NAME, V1)] == winners
+
+
+async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
+    steps = [Digest.of(b"%d" % number) for number in range(31)]
+    await put(parts, "v1", steps[0])
+
+    async def count(node: Parts, times: int) -> None:
+        while times:
+            current = await node.tags.get(NAME, V1)
+            assert current is not None
+            await asyncio.sleep(0)
+            try:
+                await put(node, "v1", steps[steps.index(current) + 1], matching(current))
+            except PreconditionFailed:
+                continue
+            times -= 1
+
+    await asyncio.gather(*(count(Parts(parts.memory), 10) for _ in range(3)))
+    assert await parts.tags.get(NAME, V1) == steps[30]
+
+
+# Deletes
+
+
+async def test_a_deleted_tag_leaves_nothing_but_its_lock(parts: Parts) -> None:
+    await put(parts, "v1", ONE)
+    await put(parts, "v2", TWO)
+    assert await parts.tags.delete(NAME, V1)
+    assert not await parts.tags.delete(NAME, V1)
+    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.memory.names(layout.tags(NAME)) == ["v2"]
+
+
+async def test_asking_for_a_tag_that_is_not_there_leaves_nothing(parts: Parts) -> None:
+    assert not await parts.tags.delete(NAME, V1)
+    assert parts.memory.files == {}
+
+
+async def test_a_delete_can_depend_on_what_the_tag_points_to(parts: Parts) -> None:
+    await put(parts, "v1", ONE)
+
+    async def points_to_two(digest: Digest) -> bool:
+        return digest == TWO
+
+    assert not await parts.tags.delete(NAME, V1, only_if=points_to_two)
+    await put(parts, "v1", TWO)
+    assert await parts.tags.delete(NAME, V1, only_if=points_to_two)
+
+
+async def test_the_tags_of_a_digest_are_found(parts: Parts) -> None:
+    for tag, digest in (("a", ONE), ("b", TWO), ("c", ONE), ("d", TWO)):
+        await put(parts, tag, digest)
+    await put(parts, "d", ONE)
+    assert await parts.tags.pointing_to(NAME, {ONE}) == ["a", "c", "d"]
+    assert await parts.tags.pointing_to(NAME, {TWO, Digest.of(b"")}) == ["b"]
+    assert await parts.tags.pointing_to(RepositoryName("another"), {ONE}) == []
+
+
+# Locks (T2)
+
+
+class Held(MemoryDriver):
+    """A driver on which somebody holds every lock for ever."""
+
+    def lock(self, path: str, timeout: float) -> object:  # type: ignore[override]
+        assert timeout == tags_module.LOCK_TIMEOUT
+        raise LockTimeout(f"{path} was locked")
+
+
+async def test_a_tag_that_somebody_holds_can_be_read_and_is_unavailable_to_writers() -> None:
+    driver = Held()
+    await driver.write(layout.tag_link(NAME, V1), str(ONE).encode())
+    tags = TagStore(driver)
+    assert await tags.get(NAME, V1) == ONE
+    for write in (tags.put(NAME, V1, TWO, nothing), tags.delete(NAME, V1)):
+        with pytest.raises(Unavailable) as refusal:
+            await write
+        assert int(refusal.value.headers["Retry-After"]) > 0
+    assert await tags.get(NAME, V1) == ONE
+
+
+async def test_a_writer_that_holds_one_tag_does_not_hinder_another(parts: Parts) -> None:
+    async with parts.driver.lock(layout.tag_lock(NAME, V1), 1):
+        await put(parts, "v2", ONE)
+    assert await parts.tags.get(NAME, Tag("v2")) == ONE
+
+
+# Lists
+
+TAGS = ["1.10", "1.9", "A", "Z", "_", "a", "a-b", "a.b", "ab", "b"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9, 10, 11, None])
+async def test_pages_of_tags_make_up_the_whole_list_in_byte_order(parts: Parts, limit: int | None) -> None:
+    for tag in reversed(TAGS):
+        await put(parts, tag, ONE)
+    found: list[str] = []
+    more = True
+    while more:
+        page, more = await parts.tags.page(NAME, found[-1] if found else "", limit)
+        assert len(page) == (limit or len(TAGS)) or not more
+        found += page
+    assert found == TAGS
+
+
+async def test_a_tag_on_its_way_in_or_out_is_not_listed(parts: Parts) -> None:
+    for tag in ("a", "b", "c"):
+        await put(parts, tag, ONE)
+    await parts.memory.write(layout.tag_index_link(NAME, Tag("ab"), ONE), b"only an index")
+    await parts.memory.write(layout.tag_link(NAME, Tag("bc")), b"")
+    assert await parts.tags.page(NAME, "", None) == (["a", "b", "c"], False)
+    assert await parts.tags.page(NAME, "a", 1) == (["b"], True)
+    assert await parts.tags.page(NAME, "b", 1) == (["c"], False)
+
+
+async def test_a_repository_without_tags_has_an_empty_list_and_none_has_no_list(parts: Parts) -> None:
+    with pytest.raises(NameUnknown):
+        await parts.tags.page(NAME, "", None)
+    await parts.push(index("untagged"))
+    assert await parts.tags.page(NAME, "", None) == ([], False)
+    assert await parts.tags.page(NAME, "z", 1) == ([], False)
+
+
+async def test_a_list_follows_every_change(parts: Parts) -> None:
+    for _ in range(3):
+        await put(parts, "a", ONE)
+        await put(parts, "b", ONE)
+        assert (await parts.tags.page(NAME, "", None))[0] == ["a", "b"]
+        await parts.tags.delete(NAME, Tag("a"))
+        assert (await parts.tags.page(NAME, "", None))[0] == ["b"]

@@ -1,0 +1,203 @@
+"""Blocking calls beside the event loop: the time limit, the errors, and what a call that hangs goes on holding."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import StorageError
+from cluster.storage.disk import Disk
+from cluster.storage.driver import LockTimeout, NotFound, StorageFull, StorageTimeout
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.segments import SegmentUploads
+from cluster.storage.threads import Tenure, Threads
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 0.2  # seconds
+
+
+class HangingDisk(Disk):
+    """A disk on which writing hangs while it is told to."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self.hanging = threading.Event()
+        self.closed: list[int] = []
+
+    def write(self, fd: int, data: bytes) -> None:
+        self._wait()
+        super().write(fd, data)
+
+    def close(self, fd: int) -> None:
+        self.closed.append(fd)
+        super().close(fd)
+
+    def _wait(self) -> None:
+        if not self.let_go.is_set():
+            self.hanging.set()
+            assert self.let_go.wait(30)
+
+
+@pytest.fixture
+def disk() -> Iterator[HangingDisk]:
+    disk = HangingDisk()
+    yield disk
+    disk.let_go.set()
+
+
+@pytest.fixture
+def quick() -> Iterator[Threads]:
+    threads = Threads(4, LIMIT)
+    yield threads
+    threads.close()
+
+
+async def until(condition: object, what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (errno.ENOENT, NotFound),
+        (errno.ENOTDIR, NotFound),
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EIO, StorageError),
+        (errno.EROFS, StorageError),
+        (errno.ESTALE, StorageError),
+    ],
+)
+async def test_an_error_of_the_system_is_one_of_the_treaty(
+    threads: Threads, code: int, error: type[StorageError]
+) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/some/path")
+
+    for run in (threads.run, threads.run_long):
+        with pytest.raises(error, match="/some/path") as caught:
+            await run(fail)
+        assert type(caught.value) is error
+
+
+async def test_a_small_call_that_hangs_is_given_up_at_the_limit(quick: Threads, disk: HangingDisk) -> None:
+    disk.let_go.clear()
+    started = time.monotonic()
+    with pytest.raises(StorageTimeout):
+        await quick.run(disk._wait)
+    assert LIMIT * 0.9 < time.monotonic() - started < LIMIT + 5
+
+
+async def test_a_call_that_hangs_does_not_stop_the_loop_nor_other_calls(quick: Threads, disk: HangingDisk) -> None:
+    disk.let_go.clear()
+    hung = asyncio.create_task(quick.run_long(disk._wait))
+    await until(disk.hanging.is_set, "the call hangs")
+    assert await quick.run(lambda: "answered") == "answered"
+    disk.let_go.set()
+    await hung
+
+
+async def test_a_tenure_lets_go_once_when_nothing_runs() -> None:
+    released: list[str] = []
+    tenure = Tenure(lambda: released.append("released"))
+    tenure.end()
+    tenure.end()
+    assert released == ["released"]
+
+
+async def test_a_tenure_lets_go_after_the_last_call_that_was_begun_under_it(
+    quick: Threads, disk: HangingDisk
+) -> None:
+    released: list[str] = []
+    tenure = Tenure(lambda: released.append("released"))
+    disk.let_go.clear()
+    with tenure, pytest.raises(StorageTimeout):
+        await quick.run(disk._wait)
+    tenure.end()
+    await quick.run(lambda: None)
+    assert released == []
+    disk.let_go.set()
+    await until(lambda: released, "the tenure ends with the call")
+    assert released == ["released"]
+
+
+async def test_a_write_that_hangs_keeps_the_lock_under_which_it_was_begun(
+    tmp_path: Path, quick: Threads, disk: HangingDisk, threads: Threads
+) -> None:
+    driver = FilesystemDriver(str(tmp_path), quick, disk)
+    other = FilesystemDriver(str(tmp_path), threads, Disk())
+    await driver.write("file", b"old")
+    disk.let_go.clear()
+    with pytest.raises(StorageTimeout):
+        async with driver.lock("lock", 1):
+            await driver.write("file", b"new")
+    for _ in range(3):
+        with pytest.raises(LockTimeout):
+            async with other.lock("lock", 0.05):
+                pytest.fail("the write is still under way")
+    assert await other.read("file") == b"old"
+    disk.let_go.set()
+    async with other.lock("lock", 10):
+        assert await other.read("file") == b"new"
+
+
+async def test_a_chunk_that_hangs_keeps_its_file_open_and_locked(
+    tmp_path: Path, quick: Threads, disk: HangingDisk, threads: Threads
+) -> None:
+    driver = FilesystemDriver(str(tmp_path), quick, disk)
+    uploads = SegmentUploads(str(tmp_path), driver, quick, disk)
+    await uploads.create("repositories/a/_uploads/session", "2024-01-02T03:04:05Z")
+    writer = await uploads.append("repositories/a/_uploads/session", 0, lambda _: None)
+    (private,) = (tmp_path / "repositories/a/_uploads/session/_seg").iterdir()
+    held = os.open(private, os.O_RDONLY)
+    try:
+        disk.let_go.clear()
+        disk.closed.clear()
+        writing = asyncio.create_task(writer.write([b"bytes"]))
+        await until(disk.hanging.is_set, "the write hangs")
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await writer.discard()
+        assert disk.closed == []
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        disk.let_go.set()
+        await until(lambda: len(disk.closed) == 1, "the descriptor is closed with the call")
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(held)
+
+
+async def test_a_reader_is_closed_after_the_read_that_hangs(tmp_path: Path, threads: Threads) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    fd = os.open(tmp_path / "pipe", os.O_RDWR)  # both ends, or opening it would hang
+    content = b"at last"
+    driver = FilesystemDriver(str(tmp_path), threads, Disk())
+    reader = await driver.open("pipe")
+    reader._fd = os.dup(fd)  # reads of a pipe hang as those of a stalled server do
+
+    def read(*_: object) -> bytes:
+        return os.read(fd, 100)
+
+    tenure = reader._tenure
+    with tenure:
+        reading = asyncio.create_task(threads.run_long(read))
+        await asyncio.sleep(0.05)
+    os.write(fd, content)
+    assert await reading == content
+    os.close(reader._fd)
+    os.close(fd)
+    reader.close()
