@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from cluster.errors import StorageError
+from cluster.oci.digest import Digest
 
 
 class NotFound(StorageError):
@@ -152,7 +153,7 @@ class Uploads(Protocol):
     async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
         """Make the `size` bytes that the session holds the file `target`, complete from its first moment (U6, B1).
 
-        `digest` is what the bytes were found to be. Where they may change meanwhile (a file that Distribution began,
+        `digest` is what the bytes were found to be. Where they may change meanwhile (a file of Distribution,
         U11) it is checked again on the copy that becomes the target: Changed when they did.
 
         A target that is there with this size is left as it is; one with another size is replaced. NotFound when
