@@ -43,6 +43,7 @@ from cluster.storage import layout
 from cluster.storage.driver import Driver, Uploads
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.memory import MemoryDriver, MemoryUploads
+from cluster.storage.mixed import MixedUploads
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
 
@@ -152,7 +153,8 @@ def storage(config: Config) -> tuple[Driver, Uploads]:
     root = data_directory(config)
     threads = Threads(settings.maxthreads, STORAGE_LIMIT)
     driver = FilesystemDriver(root, threads, writable=not config.storage.maintenance.readonly.enabled)
-    return driver, SegmentUploads(root, driver, threads)
+    uploads = MixedUploads if config.cluster.mixed else SegmentUploads
+    return driver, uploads(root, driver, threads)
 
 
 def data_directory(config: Config) -> str:

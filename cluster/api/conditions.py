@@ -13,11 +13,13 @@ def etag(digest: Digest) -> str:
     return f'"{digest}"'
 
 
-def _tags(header: str | None) -> frozenset[str] | None:
+def _tags(header: str | None, *, weak: bool = True) -> frozenset[str] | None:
     """What a header lists; unquoted digests are taken too, as Distribution takes them."""
     if header is None:
         return None
-    return frozenset(part.strip().removeprefix("W/").strip('"') for part in header.split(","))
+    parts = (part.strip() for part in header.split(","))
+    # A weak tag never matches where bytes have to be the same (RFC 9110 section 13.1.1).
+    return frozenset(part.removeprefix("W/").strip('"') for part in parts if weak or not part.startswith("W/"))
 
 
 def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
@@ -28,5 +30,5 @@ def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
 
 def precondition(req: falcon.asgi.Request) -> Precondition | None:
     """What a write asks of the tag's current value; None when it asks nothing."""
-    match, none_match = _tags(req.get_header("If-Match")), _tags(req.get_header("If-None-Match"))
+    match, none_match = _tags(req.get_header("If-Match"), weak=False), _tags(req.get_header("If-None-Match"))
     return None if match is None and none_match is None else Precondition(match, none_match)

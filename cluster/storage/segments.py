@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken
+from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken, SegmentWriter
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -269,8 +269,11 @@ class SegmentUploads:
             # Between closing and linking our lock was free, and somebody took us for dead (U4).
             raise OffsetTaken(f"another node has taken over the segment at {offset}") from None
         self.disk.sync_path(directory)
-        if offset == 0:  # the first promise of this session: the session itself must be durable too
-            self.disk.sync_path(f"{session}/startedat")
+        self.settle(session)
+
+    def settle(self, session: str) -> None:
+        """Make the session itself durable: what it holds is about to be acknowledged."""
+        self.disk.sync_path(f"{session}/startedat")
         self.disk.sync_path(session)
         self.disk.sync_path(os.path.dirname(session))
 
@@ -281,7 +284,7 @@ class SegmentUploads:
         except OSError:
             pass
 
-    async def append(self, path: str, offset: int, observe: Observer) -> _Writer:
+    async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
         private, fd = await self.threads.run(self._private, session, f"{offset:020d}")
         return _Writer(self, session, fd, private, offset, observe)

@@ -1,4 +1,4 @@
-"""Reads from the kernel's caches: the same bytes as any read, or a refusal; never a wait and never a wrong answer."""
+"""Reads from the kernel's caches: the same bytes as any read, or a refusal; never a wait, never a wrong answer."""
 
 from __future__ import annotations
 

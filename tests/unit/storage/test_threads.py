@@ -179,25 +179,3 @@ async def test_a_chunk_that_hangs_keeps_its_file_open_and_locked(
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(held)
-
-
-async def test_a_reader_is_closed_after_the_read_that_hangs(tmp_path: Path, threads: Threads) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    fd = os.open(tmp_path / "pipe", os.O_RDWR)  # both ends, or opening it would hang
-    content = b"at last"
-    driver = FilesystemDriver(str(tmp_path), threads, Disk())
-    reader = await driver.open("pipe")
-    reader._fd = os.dup(fd)  # reads of a pipe hang as those of a stalled server do
-
-    def read(*_: object) -> bytes:
-        return os.read(fd, 100)
-
-    tenure = reader._tenure
-    with tenure:
-        reading = asyncio.create_task(threads.run_long(read))
-        await asyncio.sleep(0.05)
-    os.write(fd, content)
-    assert await reading == content
-    os.close(reader._fd)
-    os.close(fd)
-    reader.close()

@@ -1,0 +1,61 @@
+"""Upload sessions beside Distribution nodes on the same storage (`cluster.mixed`): all bytes are in `data`.
+
+For the time of a migration: Distribution reads nothing else. Bytes are written at explicit offsets and synced; a
+commit publishes a private copy that was hashed after it was made, so a late write of anybody reaches no blob of ours.
+Two writers of one session are not fenced from each other, and Distribution's own commits are as safe as it is.
+"""
+
+from __future__ import annotations
+
+from cluster.storage.driver import Observer, SegmentWriter
+from cluster.storage.segments import SegmentUploads
+from cluster.storage.threads import Tenure
+
+
+class _DataWriter:
+    """One PATCH into `data`, from its offset on."""
+
+    def __init__(self, uploads: MixedUploads, session: str, fd: int, offset: int, observe: Observer) -> None:
+        self.size = 0
+        self._uploads = uploads
+        self._session = session
+        self._fd = fd
+        self._offset = offset
+        self._observe = observe
+        self._tenure = Tenure(lambda: uploads.disk.close(fd))
+
+    async def write(self, pieces: list[bytes]) -> None:
+        with self._tenure:
+            await self._uploads.threads.run_long(self._write, pieces)
+
+    def _write(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._uploads.disk.write_at(self._fd, piece, self._offset + self.size)
+            self._observe(piece)
+            self.size += len(piece)
+
+    async def seal(self) -> None:
+        with self._tenure:
+            await self._uploads.threads.run_long(self._seal)
+
+    def _seal(self) -> None:
+        disk = self._uploads.disk
+        disk.status(f"{self._session}/startedat")  # FileNotFoundError: the session ended under us
+        disk.sync(self._fd)
+        self._uploads.settle(self._session)
+
+    async def discard(self) -> None:
+        self._tenure.end()
+
+
+class MixedUploads(SegmentUploads):
+    """The Uploads port on the one file that Distribution knows."""
+
+    def _create(self, session: str, started_at: bytes) -> None:
+        super()._create(session, started_at)
+        self.disk.close(self.disk.create(f"{session}/data"))
+
+    async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
+        session = self._full(path)
+        fd = await self.threads.run(self.disk.open_existing, f"{session}/data")
+        return _DataWriter(self, session, fd, offset, observe)

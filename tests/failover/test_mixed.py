@@ -1,0 +1,145 @@
+"""Our nodes and a Distribution node side by side, on one directory, one secret and one Redis (`cluster.mixed`)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.process import Distribution3, Node, Registry
+from tests.support.redis import RedisServer
+
+FIRST, SECOND = os.urandom(700_000), os.urandom(300_000)
+WHOLE = FIRST + SECOND
+DIGEST = "sha256:" + hashlib.sha256(WHOLE).hexdigest()
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+Trio = tuple[Registry, Registry, Registry]
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    """Two nodes of ours, then one of Distribution 3.1.1."""
+    base: Path = tmp_path_factory.mktemp("mixed")
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer(base / "redis"))
+        shared = {
+            "redis": {"addrs": [f"127.0.0.1:{redis.port}"]},
+            "storage": {"cache": {"blobdescriptor": "redis"}},
+        }
+        ours = [
+            stack.enter_context(
+                Node(base / name, {**shared, "cluster": {"mixed": True, "name": name}}, root=base / "data")
+            )
+            for name in ("one", "two")
+        ]
+        theirs = stack.enter_context(Distribution3(base / "theirs", shared, root=base / "data"))
+        yield ours[0], ours[1], theirs
+
+
+def path_of(location: str) -> str:
+    """A Location without its origin: it is to be used on another registry."""
+    return location if location.startswith("/") else "/" + location.split("/", 3)[3]
+
+
+def send(registry: Registry, method: str, path: str, content: bytes = b"") -> httpx.Response:
+    return httpx.request(method, registry.url + path, content=content, headers=OCTETS, trust_env=False, timeout=30)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 2), (0, 2, 2), (2, 1, 0), (0, 1, 0)], ids=str)
+def test_an_upload_begun_on_one_is_finished_on_another(trio: Trio, order: tuple[int, int, int]) -> None:
+    """POST, PATCH, PATCH and PUT go where the order says; 2 is Distribution."""
+    name = "mixed/" + "-".join(map(str, order))
+    begin, middle, end = (trio[number] for number in order)
+    answer = send(begin, "POST", f"/v2/{name}/blobs/uploads/")
+    assert answer.status_code == 202
+    answer = send(begin, "PATCH", path_of(answer.headers["Location"]), FIRST)
+    assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{len(FIRST) - 1}")
+    answer = send(middle, "PATCH", path_of(answer.headers["Location"]), SECOND)
+    assert (answer.status_code, answer.headers["Range"]) == (202, f"0-{len(WHOLE) - 1}")
+    answer = send(end, "PUT", f"{path_of(answer.headers['Location'])}&digest={DIGEST}")
+    assert answer.status_code == 201, answer.text
+    for registry in trio:
+        assert send(registry, "GET", f"/v2/{name}/blobs/{DIGEST}").content == WHOLE
+
+
+def push_manifest(registry: Registry, name: str, tag: str, subject: dict[str, object] | None = None) -> str:
+    """An image with one layer; its digest."""
+    config = b"{}"
+    digest = "sha256:" + hashlib.sha256(config).hexdigest()
+    answer = send(registry, "POST", f"/v2/{name}/blobs/uploads/")
+    path = path_of(answer.headers["Location"])
+    assert send(registry, "PUT", f"{path}&digest={digest}", config).status_code == 201
+    manifest: dict[str, object] = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(config)},
+        "layers": [],
+        "annotations": {"made.by": tag},
+    }
+    if subject is not None:
+        manifest["subject"] = subject
+    body = json.dumps(manifest).encode()
+    url = f"{registry.url}/v2/{name}/manifests/{tag}"
+    answer = httpx.put(url, content=body, headers={"Content-Type": MANIFEST}, trust_env=False)
+    assert answer.status_code == 201, answer.text
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+def get_manifest(registry: Registry, name: str, reference: str) -> httpx.Response:
+    url = f"{registry.url}/v2/{name}/manifests/{reference}"
+    return httpx.get(url, headers={"Accept": MANIFEST}, trust_env=False)
+
+
+@pytest.mark.parametrize("writer", range(3))
+def test_what_one_took_is_pulled_from_the_others(trio: Trio, writer: int) -> None:
+    name = f"mixed/pull-{writer}"
+    digest = push_manifest(trio[writer], name, "v1")
+    for registry in trio:
+        assert get_manifest(registry, name, "v1").headers["Docker-Content-Digest"] == digest
+
+
+def test_referrers_of_what_distribution_took_show_up(trio: Trio) -> None:
+    ours, _, theirs = trio
+    name = "mixed/referrers"
+    subject = push_manifest(theirs, name, "subject")
+    size = len(get_manifest(theirs, name, subject).content)
+    descriptor: dict[str, object] = {"mediaType": MANIFEST, "digest": subject, "size": size}
+    first = push_manifest(theirs, name, "first", descriptor)
+    listed = send(ours, "GET", f"/v2/{name}/referrers/{subject}").json()["manifests"]
+    assert [entry["digest"] for entry in listed] == [first]
+    second = push_manifest(theirs, name, "second", descriptor)
+    listed = send(ours, "GET", f"/v2/{name}/referrers/{subject}").json()["manifests"]
+    assert {entry["digest"] for entry in listed} == {first, second}
+
+
+def test_deletes_are_seen_by_all(trio: Trio) -> None:
+    """Also by Distribution, which asks Redis what it knows of a blob before it looks at storage."""
+    name = "mixed/delete"
+    for deleter, other in ((trio[0], trio[2]), (trio[2], trio[0])):
+        answer = send(other, "POST", f"/v2/{name}/blobs/uploads/")
+        path = path_of(answer.headers["Location"])
+        assert send(other, "PUT", f"{path}&digest={DIGEST}", WHOLE).status_code == 201
+        for registry in trio:
+            assert send(registry, "HEAD", f"/v2/{name}/blobs/{DIGEST}").status_code == 200
+        assert send(deleter, "DELETE", f"/v2/{name}/blobs/{DIGEST}").status_code == 202
+        assert [send(each, "HEAD", f"/v2/{name}/blobs/{DIGEST}").status_code for each in trio] == [404] * 3
+
+
+def test_a_state_that_distribution_put_aside_is_taken_up(trio: Trio) -> None:
+    """Its hashstates are in a form that we read, and ours in one that it reads: the file is there after each."""
+    ours, _, theirs = trio
+    for first, second in ((ours, theirs), (theirs, ours)):
+        name = f"mixed/states-{first is ours}".lower()
+        answer = send(first, "POST", f"/v2/{name}/blobs/uploads/")
+        answer = send(first, "PATCH", path_of(answer.headers["Location"]), FIRST)
+        states = Path(first.root, f"docker/registry/v2/repositories/{name}/_uploads").glob("*/hashstates/sha256/*")
+        offsets = {path.name: path.stat().st_size for path in states}
+        assert offsets[str(len(FIRST))] == 108
+        digest = "sha256:" + hashlib.sha256(FIRST).hexdigest()
+        assert send(second, "PUT", f"{path_of(answer.headers['Location'])}&digest={digest}").status_code == 201

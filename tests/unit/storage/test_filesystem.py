@@ -1,0 +1,238 @@
+"""The file system driver: durable directories, locks that die with their process, what a crash leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import StorageError
+from cluster.storage import layout
+from cluster.storage.disk import Disk
+from cluster.storage.driver import LockTimeout
+from cluster.storage.filesystem import Directories, FilesystemDriver, remove_tree
+from cluster.storage.threads import Threads
+from tests.support.disks import CALLS, ROOT, ForgetfulDisk, SteppingDisk
+from tests.support.tools import PROJECT
+
+pytestmark = pytest.mark.anyio
+
+LINK = "repositories/team/app/_manifests/tags/v1/current/link"
+
+
+class Recorded:
+    """The real disk, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.disk = SteppingDisk(lambda *_: None, self._note)
+
+    def _note(self, call: str, arguments: tuple[object, ...], outcome: object) -> None:
+        self.calls.append((call, str(arguments[0])))
+
+    def asked(self, call: str) -> list[str]:
+        return [path for name, path in self.calls if name == call]
+
+
+def test_the_seam_has_every_call_that_the_twin_has() -> None:
+    assert {call for call in CALLS if getattr(ForgetfulDisk, call) is getattr(Disk, call)} == set()
+
+
+# Directories
+
+
+def test_directories_are_made_from_the_top_and_their_entries_synced(tmp_path: Path) -> None:
+    recorded = Recorded()
+    Directories(str(tmp_path), recorded.disk).ensure(f"{tmp_path}/repositories/a/_manifests/tags/v1/current")
+    made = ["repositories", "a", "_manifests", "tags", "v1", "current"]
+    paths = [str(tmp_path.joinpath(*made[:count])) for count in range(len(made) + 1)]
+    assert recorded.asked("mkdir") == paths[1:]
+    assert recorded.asked("sync_path") == paths[:-1]
+
+
+def test_a_directory_that_stays_is_looked_at_once_and_one_that_does_not_each_time(tmp_path: Path) -> None:
+    recorded = Recorded()
+    directories = Directories(str(tmp_path), recorded.disk)
+    for _ in range(2):
+        recorded.calls.clear()
+        directories.ensure(f"{tmp_path}/repositories/a/_manifests/tags/v1")
+    assert recorded.calls == [
+        ("mkdir", f"{tmp_path}/repositories/a/_manifests/tags/v1"),
+        ("sync_path", f"{tmp_path}/repositories/a/_manifests/tags"),
+    ]
+
+
+@pytest.mark.parametrize("removed", ["repositories", "repositories/a", "repositories/a/_manifests/tags"])
+def test_a_directory_that_was_removed_by_hand_is_made_again(tmp_path: Path, removed: str) -> None:
+    directories = Directories(str(tmp_path), Disk())
+    wanted = tmp_path / "repositories/a/_manifests/tags/v1"
+    directories.ensure(str(wanted))
+    shutil.rmtree(tmp_path / removed)
+    directories.ensure(str(wanted))
+    assert wanted.is_dir()
+
+
+def test_a_root_that_is_gone_is_not_made(tmp_path: Path) -> None:
+    directories = Directories(str(tmp_path / "gone"), Disk())
+    with pytest.raises(FileNotFoundError):
+        directories.ensure(str(tmp_path / "gone" / "repositories" / "a"))
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_only_what_no_registry_removes_is_called_permanent(permanent: bool) -> None:
+    stays = [
+        "blobs/sha256/ab",
+        "repositories/a/b",
+        "repositories/a/_uploads",
+        "repositories/a/_manifests/revisions",
+    ]
+    goes = ["blobs/sha256/ab/" + "ab" * 32, "repositories/a/_uploads/0b1c", "repositories/a/_manifests/tags/v1"]
+    assert all(layout.is_permanent(path) == permanent for path in (stays if permanent else goes))
+
+
+def test_a_tree_is_removed_whoever_else_removes_it(tmp_path: Path) -> None:
+    for name in ("a", "b/c", "b/d/e"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(b"content")
+    remove_tree(Disk(), str(tmp_path / "tree"))
+    assert os.listdir(tmp_path) == []
+    remove_tree(Disk(), str(tmp_path / "tree"))
+
+
+# The durable write
+
+
+async def test_a_write_is_synced_before_it_has_its_name_and_the_name_before_it_returns(
+    tmp_path: Path, threads: Threads
+) -> None:
+    recorded = Recorded()
+    await FilesystemDriver(str(tmp_path), threads, recorded.disk).write(LINK, b"content")
+    order = [call for call, _ in recorded.calls]
+    last_rename = len(order) - 1 - order[::-1].index("rename")
+    assert "sync" in order[:last_rename]
+    assert recorded.calls[-1] == ("sync_path", str((tmp_path / LINK).parent))
+
+
+async def test_an_equal_write_makes_durable_what_is_there_and_writes_nothing(
+    tmp_path: Path, threads: Threads
+) -> None:
+    recorded = Recorded()
+    driver = FilesystemDriver(str(tmp_path), threads, recorded.disk)
+    await driver.write(LINK, b"content")
+    inode = (tmp_path / LINK).stat().st_ino
+    recorded.calls.clear()
+    await driver.write(LINK, b"content")
+    assert (tmp_path / LINK).stat().st_ino == inode
+    assert not recorded.asked("write") and str(tmp_path / LINK) in recorded.asked("sync_path")
+
+
+async def test_a_file_that_goes_during_an_equal_write_is_written_again(tmp_path: Path, threads: Threads) -> None:
+    path = tmp_path / LINK
+    driver = FilesystemDriver(str(tmp_path), threads)
+    await driver.write(LINK, b"content")
+
+    def remove(call: str, arguments: tuple[object, ...], outcome: object) -> None:
+        if call == "read" and arguments == (str(path),):
+            path.unlink()
+
+    other = FilesystemDriver(str(tmp_path), threads, SteppingDisk(lambda *_: None, remove))
+    await other.write(LINK, b"content")
+    assert path.read_bytes() == b"content"
+
+
+async def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    (tmp_path / "in-the-way").write_bytes(b"a file")
+    with pytest.raises(StorageError):
+        await driver.write("in-the-way/link", b"content")
+    assert os.listdir(tmp_path / layout.TEMPORARY) == []
+
+
+async def test_what_a_crash_left_is_swept_by_age(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    assert await driver.sweep(time.time()) == 0
+    await driver.write(LINK, b"content")
+    for name, age in (("old", 100), ("young", 0)):
+        path = tmp_path / layout.TEMPORARY / name
+        path.write_bytes(b"left")
+        os.utime(path, (time.time() - age, time.time() - age))
+    assert await driver.sweep(time.time() - 50) == 1
+    assert os.listdir(tmp_path / layout.TEMPORARY) == ["young"]
+
+
+# The probe
+
+
+async def test_the_probe_makes_the_temporary_directory_again(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    await driver.probe()
+    shutil.rmtree(tmp_path / "_cluster")
+    await driver.probe()
+
+
+async def test_the_probe_of_storage_that_is_gone_fails(tmp_path: Path, threads: Threads) -> None:
+    for writable in (True, False):
+        with pytest.raises(StorageError):
+            await FilesystemDriver(str(tmp_path / "gone"), threads, writable=writable).probe()
+
+
+async def test_the_probe_writes_nothing_where_nothing_may_be_written(tmp_path: Path, threads: Threads) -> None:
+    await FilesystemDriver(str(tmp_path), threads, writable=False).probe()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_the_twin_has_room_for_a_probe(threads: Threads) -> None:
+    disk = ForgetfulDisk()
+    await FilesystemDriver(ROOT, threads, disk).probe()
+    assert disk.names(f"{ROOT}/{layout.TEMPORARY}") == []
+
+
+# Locks
+
+HOLDER = """
+import asyncio, sys
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.threads import Threads
+
+async def main():
+    driver = FilesystemDriver(sys.argv[1], Threads(1, 10))
+    async with driver.lock("locks/one", 10):
+        print("held", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock."""
+    command = [sys.executable, "-c", HOLDER, str(root)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_lock_is_held_while_its_holder_is_stopped_and_free_when_it_was_killed(
+    tmp_path: Path, threads: Threads
+) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(LockTimeout):
+            async with driver.lock("locks/one", 0.3):
+                pytest.fail("two holders of one lock")
+        process.kill()
+        async with driver.lock("locks/one", 10):
+            pass
