@@ -1,8 +1,8 @@
 """Upload sessions beside Distribution nodes on the same storage (`cluster.mixed`): all bytes are in `data`.
 
 For the time of a migration: Distribution reads nothing else. Bytes are written at explicit offsets and synced; a
-commit publishes a private copy that was hashed after it was made, so a late write of anybody reaches no blob of ours.
-Two writers of one session are not fenced from each other, and Distribution's own commits are as safe as it is.
+commit publishes a private copy that was hashed after it was made, so a late write reaches no blob of ours. Two
+writers of one session are not fenced from each other, and Distribution's own commits are as safe as it is.
 """
 
 from __future__ import annotations
