@@ -240,7 +240,7 @@ async def _pump(body: Body, writer: SegmentWriter) -> str | None:
             if held >= _BATCH:
                 if storing is not None:
                     await storing
-                storing = asyncio.create_task(writer.write(batch))
+                storing = asyncio.create_task(writer.write([b"".join(batch)]))
                 batch, held = [], 0
     except BodyEnded as error:
         short = f"the body ended early ({error}); the upload goes on from what came"

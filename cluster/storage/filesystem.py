@@ -131,7 +131,7 @@ class FilesystemDriver:
                 return self._reader(cached.open_cached(full))
             except OSError:
                 pass
-        return self._reader(await self._threads.run(self._disk.open, full))
+        return self._reader(await self._threads.open(self._disk.open, self._disk.close, full))
 
     def _reader(self, fd: int) -> FileReader:
         return FileReader(fd, os.fstat(fd).st_size, self._threads, try_cached=self._try_cached)
@@ -252,7 +252,7 @@ class FilesystemDriver:
     @asynccontextmanager
     async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
         full = self._full(path)
-        fd = await self._threads.run(self._open_lock, full)
+        fd = await self._threads.open(self._open_lock, self._disk.close, full)
         tenure = Tenure(lambda: self._disk.close(fd))
         try:
             with tenure:

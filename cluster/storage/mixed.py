@@ -29,10 +29,10 @@ class _DataWriter:
             await self._uploads.threads.run_long(self._write, pieces)
 
     def _write(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._uploads.disk.write_at(self._fd, piece, self._offset + self.size)
-            self._observe(piece)
-            self.size += len(piece)
+        data = b"".join(pieces)
+        self._uploads.disk.write_at(self._fd, data, self._offset + self.size)
+        self._observe(data)
+        self.size += len(data)
 
     async def seal(self) -> None:
         with self._tenure:
@@ -57,5 +57,5 @@ class MixedUploads(SegmentUploads):
 
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
-        fd = await self.threads.run(self.disk.open_existing, f"{session}/data")
+        fd = await self.threads.open(self.disk.open_existing, self.disk.close, f"{session}/data")
         return _DataWriter(self, session, fd, offset, observe)

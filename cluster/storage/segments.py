@@ -74,10 +74,11 @@ class _Writer:
             await self._uploads.threads.run_long(self._write, pieces)
 
     def _write(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._uploads.disk.write(self._fd, piece)
-            self._observe(piece)
-            self.size += len(piece)
+        # One call for each, not one for each piece: every one of them hands the interpreter lock to and fro.
+        data = b"".join(pieces)
+        self._uploads.disk.write(self._fd, data)
+        self._observe(data)
+        self.size += len(data)
 
     async def seal(self) -> None:
         self._sealing = True
@@ -144,6 +145,10 @@ class SegmentUploads:
         return content[:64].decode("ascii", "replace")
 
     async def extent(self, path: str) -> int:
+        chain = await self.threads.run(self._chain, self._full(path))
+        if not chain.private:
+            return chain.end
+        # Copying what a dead writer left may take as long as its bytes take.
         return await self.threads.run_long(self._extent, self._full(path))
 
     def _extent(self, session: str) -> int:
@@ -245,6 +250,12 @@ class SegmentUploads:
             # Somebody asked for the status between the two calls and is looking at the lock: leave him this one.
             self.disk.close(fd)
 
+    def _forget(self, private: tuple[str, int]) -> None:
+        """Nobody waits for this private file any more."""
+        path, fd = private
+        self.disk.close(fd)
+        self.drop(path)
+
     def _take_over(self, session: str) -> None:
         """Prepare a session that Distribution began. FileNotFoundError when there is none."""
         for name in ("startedat", "data"):  # first: what stands on `_seg` stands on these too (U11)
@@ -286,7 +297,7 @@ class SegmentUploads:
 
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
-        private, fd = await self.threads.run(self._private, session, f"{offset:020d}")
+        private, fd = await self.threads.open(self._private, self._forget, session, f"{offset:020d}")
         return _Writer(self, session, fd, private, offset, observe)
 
     async def replay(self, path: str, start: int, stop: int, observe: Observer) -> None:

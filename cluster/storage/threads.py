@@ -51,9 +51,31 @@ class Threads:
         except TimeoutError:
             raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
 
+    async def open(
+        self, call: Callable[P, T], close: Callable[[T], object], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, for a call that opens something: what it opens after its caller has given up is closed."""
+        opening = self._pool.submit(call, *args, **kwargs)
+
+        def close_late(opened: Future[T]) -> None:
+            if not opened.cancelled() and opened.exception() is None:
+                close(opened.result())
+
+        try:
+            async with asyncio.timeout(self._limit):
+                return await self._outcome(opening)
+        except TimeoutError:
+            opening.add_done_callback(close_late)
+            raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
+        except asyncio.CancelledError:
+            opening.add_done_callback(close_late)
+            raise
+
     async def run_long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The outcome of a call that may take as long as its bytes take."""
-        future = self._pool.submit(call, *args, **kwargs)
+        return await self._outcome(self._pool.submit(call, *args, **kwargs))
+
+    async def _outcome(self, future: Future[T]) -> T:
         if (tenure := _current.get()) is not None:
             tenure.watch(future)
         try:

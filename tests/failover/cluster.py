@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +51,18 @@ def members(group: int) -> list[int]:
     return found
 
 
+@contextmanager
+def _paused(group: int) -> Iterator[None]:
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        try:
+            os.killpg(group, signal.SIGCONT)
+        except ProcessLookupError:  # it was killed meanwhile
+            pass
+
+
 class Member:
     """One node of a cluster, by the pid that it has at the moment."""
 
@@ -88,15 +99,8 @@ class Member:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stopped where it stands, the whole group: alive, holding what it holds; awake again afterwards."""
-        pid = self.leader()
-        os.killpg(pid, signal.SIGSTOP)
-        try:
+        with _paused(self.leader()):
             yield
-        finally:
-            try:
-                os.killpg(pid, signal.SIGCONT)
-            except ProcessLookupError:  # it was killed meanwhile
-                pass
 
     def wait_until_back(self, within: float = BACK) -> None:
         eventually(lambda: self.is_back, within, f"{self.name} is back")
@@ -200,12 +204,11 @@ class Cluster(Process):
         """The file whose lock a writer of the tag holds."""
         return f"{self.data}/{REPOSITORIES}/{name}/_manifests/_locks/{tag}"
 
-    def flush_redis(self) -> None:
-        """Make Redis forget everything, as a restart of it would."""
-        host, _, port = self.state()["redis"]["url"].removeprefix("redis://").rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(b"FLUSHALL\r\n")
-            assert connection.recv(16).startswith(b"+OK")
+    @contextmanager
+    def redis_paused(self) -> Iterator[None]:
+        """Redis stopped where it stands: it takes connections and answers nothing."""
+        with _paused(self.redis_pid or 0):
+            yield
 
     def start(self) -> Self:
         os.makedirs(self.directory, exist_ok=True)

@@ -6,11 +6,9 @@ Owns no rule: the tests are those of tests/conformance, run here with another cl
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +55,8 @@ class NextNode(httpx.BaseTransport):
 @pytest.fixture(scope="module", params=["next node", "balancer", "Redis stopped"])
 def way(request: pytest.FixtureRequest, started: Cluster) -> Iterator[str]:
     """How requests reach the cluster, and what is the matter with it."""
-    redis = started.redis_pid or 0
-    if request.param == "Redis stopped":
-        os.killpg(redis, signal.SIGSTOP)
-    try:
+    with started.redis_paused() if request.param == "Redis stopped" else nullcontext():
         yield request.param
-    finally:
-        os.killpg(redis, signal.SIGCONT)
 
 
 @pytest.fixture

@@ -181,6 +181,18 @@ class ForgetfulDisk(Disk):
         file.content += data
         file.modified = self._tick()
 
+    def open_existing(self, path: str) -> int:
+        self._look()
+        return self._descriptor(self._file(path))
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        self._step()
+        file = self._open[fd]
+        assert isinstance(file, _File)
+        before = file.content[:offset].ljust(offset, b"\0")
+        file.content = before + data + file.content[offset + len(data) :]
+        file.modified = self._tick()
+
     def copy(self, source: str, fd: int, size: int) -> None:
         self.write(fd, b"".join(self.pieces(source, 0, size, max(size, 1))))
 

@@ -42,6 +42,11 @@ class InPlace(Threads):
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.run_long(call, *args, **kwargs)
 
+    async def open(
+        self, call: Callable[P, T], close: Callable[[T], object], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self.run_long(call, *args, **kwargs)
+
     async def run_long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)

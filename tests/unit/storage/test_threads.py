@@ -26,13 +26,25 @@ LIMIT = 0.2  # seconds
 
 
 class HangingDisk(Disk):
-    """A disk on which writing hangs while it is told to."""
+    """A disk on which opening and writing hang while it is told to."""
 
     def __init__(self) -> None:
         self.let_go = threading.Event()
         self.let_go.set()
         self.hanging = threading.Event()
         self.closed: list[int] = []
+
+    def create(self, path: str) -> int:
+        self._wait()
+        return super().create(path)
+
+    def open(self, path: str) -> int:
+        self._wait()
+        return super().open(path)
+
+    def open_lock(self, path: str) -> int:
+        self._wait()
+        return super().open_lock(path)
 
     def write(self, fd: int, data: bytes) -> None:
         self._wait()
@@ -140,9 +152,9 @@ async def test_a_write_that_hangs_keeps_the_lock_under_which_it_was_begun(
     driver = FilesystemDriver(str(tmp_path), quick, disk)
     other = FilesystemDriver(str(tmp_path), threads, Disk())
     await driver.write("file", b"old")
-    disk.let_go.clear()
     with pytest.raises(StorageTimeout):
         async with driver.lock("lock", 1):
+            disk.let_go.clear()
             await driver.write("file", b"new")
     for _ in range(3):
         with pytest.raises(LockTimeout):
@@ -179,3 +191,35 @@ async def test_a_chunk_that_hangs_keeps_its_file_open_and_locked(
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(held)
+
+
+@pytest.mark.parametrize("what", ["a file", "a lock", "a chunk"])
+@pytest.mark.parametrize("end", ["the limit", "a cancel"])
+async def test_what_is_opened_after_its_caller_gave_up_is_closed(
+    tmp_path: Path, quick: Threads, disk: HangingDisk, what: str, end: str
+) -> None:
+    driver = FilesystemDriver(str(tmp_path), quick, disk)
+    uploads = SegmentUploads(str(tmp_path), driver, quick, disk)
+    session = "repositories/a/_uploads/session"
+    await uploads.create(session, "2024-01-02T03:04:05Z")
+
+    async def lock() -> None:
+        async with driver.lock(f"{session}/startedat", 1):
+            pytest.fail("the lock was given up")
+
+    calls = {
+        "a file": lambda: driver.open(f"{session}/startedat"),
+        "a lock": lock,
+        "a chunk": lambda: uploads.append(session, 0, lambda _: None),
+    }
+    disk.let_go.clear()
+    disk.closed.clear()
+    opening = asyncio.ensure_future(calls[what]())
+    await until(disk.hanging.is_set, "the call hangs")
+    if end == "a cancel":
+        opening.cancel()
+    (failure,) = await asyncio.gather(opening, return_exceptions=True)
+    assert isinstance(failure, StorageTimeout if end == "the limit" else asyncio.CancelledError)
+    disk.let_go.set()
+    await until(lambda: disk.closed, "what was opened is closed")
+    await until(lambda: not os.listdir(tmp_path / session / "_seg"), "nothing is left of the chunk")
