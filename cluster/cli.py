@@ -119,7 +119,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from cluster import doctor, serve  # noqa: PLC0415 - the other commands start faster without the server
 
     settings = config.load(_find(arguments), os.environ).config
-    findings = doctor.compare(*serve.standing(settings), settings.cluster.nodes, starting=False)
+    standing = serve.standing(settings, serve.key_ring(settings))
+    findings = doctor.compare(*standing, settings.cluster.nodes, starting=False)
     for finding in findings:
         state = f"not reached: {finding.unreached}" if finding.node is None else "agrees"
         print(f"{finding.name}: {'disagrees' if finding.refusals else state}")

@@ -179,7 +179,7 @@ def check_storage(config: Config) -> None:
 
 def join(config: Config, keys: list[bytes]) -> Identity:
     """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
-    identity, directory = _standing(config, keys)
+    identity, directory = standing(config, keys)
     findings = doctor.compare(identity, directory, config.cluster.nodes)
     for finding in findings:
         for warning in finding.warnings:
@@ -195,12 +195,8 @@ def join(config: Config, keys: list[bytes]) -> Identity:
     return identity
 
 
-def standing(config: Config) -> tuple[Identity, str | None]:
+def standing(config: Config, keys: list[bytes]) -> tuple[Identity, str | None]:
     """What the other nodes are compared with: this node's identity, and its data directory if it has one."""
-    return _standing(config, key_ring(config))
-
-
-def _standing(config: Config, keys: list[bytes]) -> tuple[Identity, str | None]:
     return identify(config, keys), data_directory(config) if config.storage.driver == "filesystem" else None
 
 

@@ -87,11 +87,6 @@ class Manifest:
     annotations: Annotations | None = None
     config_media_type: str | None = None
 
-    @property
-    def is_index(self) -> bool:
-        """Whether it refers to manifests rather than to blobs."""
-        return self.media_type in INDEXES
-
     def descriptor(self, digest: Digest, size: int) -> Descriptor:
         """How a referrers list names this manifest (OCI "Listing Referrers")."""
         artifact_type = self.artifact_type or self.config_media_type

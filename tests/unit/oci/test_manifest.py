@@ -76,7 +76,7 @@ def refused(content: bytes | object, content_type: str | None = None) -> str:
 def test_an_image_names_its_config_and_then_its_layers() -> None:
     manifest = read(image())
     assert [blob.digest for blob in manifest.blobs] == DIGESTS[:3]
-    assert (manifest.media_type, manifest.config_media_type, manifest.is_index) == (OCI_MANIFEST, CONFIG, False)
+    assert (manifest.media_type, manifest.config_media_type) == (OCI_MANIFEST, CONFIG)
     assert manifest.children == ()
 
 
@@ -85,7 +85,7 @@ def test_an_index_names_its_children_with_their_platforms() -> None:
     manifest = read(index(manifests=[descriptor(1, OCI_MANIFEST, platform=platform), descriptor(2, OCI_INDEX)]))
     assert [child.digest for child in manifest.children] == DIGESTS[1:3]
     assert [child.platform for child in manifest.children] == [Platform("arm64", "linux"), None]
-    assert manifest.is_index
+    assert manifest.media_type == OCI_INDEX
 
 
 @pytest.mark.parametrize("media_type", sorted(MEDIA_TYPES))
