@@ -11,39 +11,32 @@ import asyncio
 import os
 import re
 import signal
+import socket
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi import protocol
 from gunicorn.asgi.parser import InvalidHeader
-from gunicorn.asgi.protocol import ASGIProtocol, BodyReceiver
+from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from cluster.api.edge import Patience
 from cluster.api.errors import envelope
 from cluster.errors import RegistryError, SizeInvalid, Unsupported
+from cluster.exchange import Answer, Receiver
+from cluster.listener import Greeted, TlsListener
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
+_SLICE = 16 * 1024  # bytes given to the parser at a time
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
-class Receiver(BodyReceiver):  # type: ignore[misc]
-    """The body of one request. What came before the client left is handed out before it is said that it left."""
-
-    __slots__ = ()
-
-    async def receive(self) -> Any:
-        return self._pop_chunk() if self._chunks else await super().receive()
-
-    def _build_receive_result(self) -> Any:
-        return self._pop_chunk() if self._chunks else super()._build_receive_result()
-
-
-class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
+class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     """One connection."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.patience: Patience = self.worker.patience
         self._head_timer = self.worker.loop.call_later(self.patience.head, self._head_timeout)
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -54,6 +47,10 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
         self.worker.connections.add(self)
         super().connection_made(transport)
+        if self.refusal:
+            self._refuse(400, self.refusal)
+        elif self.preface:
+            self.data_received(self.preface)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()
@@ -69,17 +66,30 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
         if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
             self._hold_early(data)
             return
-        # The next request on a kept connection begins here; its head has as long as the first one had.
-        if self._awaiting_request and self._keepalive_handle is not None:
+        begins = self._awaiting_request and self._keepalive_handle is not None
+        if begins:
             self._cancel_keepalive_timer()
-            self._head_timer.cancel()
-            self._head_timer = self.worker.loop.call_later(self.patience.head, self._head_timeout)
         self._framing += len(data)
         super().data_received(data)
+        # The next request on a kept connection began here; its head has as long as the first one had.
+        if begins and self._current_request is None and not self._closed:
+            self._head_timer.cancel()
+            self._head_timer = self.worker.loop.call_later(self.patience.head, self._head_timeout)
         if self._framing > _FRAMING and not self._closed and not self._callback_parser.is_complete:
             # The parser keeps what it cannot use yet, and looks at all of it again each time more comes.
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""
+        view = memoryview(data)
+        for start in range(0, len(data), _SLICE):
+            if self._callback_parser.is_complete:
+                self._hold_early(data[start:])
+                return True
+            if not super()._feed_callback_parser(view[start : start + _SLICE]):
+                return False
+        return True
 
     def _hold_early(self, data: bytes) -> None:
         """Keep what came before the loop of this connection has put the last request away.
@@ -100,8 +110,11 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
             self.data_received(data)
 
     def eof_received(self) -> bool:
-        """The client sends nothing more: what it asked for is answered, then the connection ends."""
-        if self.is_idle or self._lingering:
+        """The client sends nothing more: what it asked for is answered, then the connection ends.
+
+        With TLS it ends at once: a half of it cannot be kept open.
+        """
+        if self.is_idle or self._lingering or self._is_ssl:
             return False
         self._half_closed = True
         if self._body_receiver is not None and not self._callback_parser.is_complete:
@@ -161,14 +174,56 @@ class RegistryProtocol(ASGIProtocol):  # type: ignore[misc]
         self._close_transport()
         self._request_ready.set()  # for the loop that waits for a request: it sees that there will be none
 
-    def _build_http_scope(self, request: Any, sockname: Any, peername: Any) -> dict[str, Any]:
-        scope: dict[str, Any] = super()._build_http_scope(request, sockname, peername)
-        scope["registry.connection"] = self
-        return scope
+    async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
+        """Answer a request, in the connection's own task; whether the connection may be kept.
 
-    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+        gunicorn starts a task for each, so that an application may run on after its answer. Ours takes what is left
+        of the body then, for which the connection would wait anyway; and each task costs two turns of the loop, in
+        which the client's next request is already there and has to be held.
+        """
+        answer = Answer(self, request)
+        try:
+            await self.app(self._scope(request, sockname, peername), self._body_receiver.receive, answer.send)
+        except Exception:
+            self.log.exception("Error in ASGI application")
+            if not answer.has_begun:
+                self._send_error_response(500, "Internal Server Error")
+            return False
+        return answer.keeps_connection
+
+    def _scope(self, request: Any, sockname: Any, peername: Any) -> dict[str, Any]:
+        """The request as the application sees it (ASGI, "HTTP Connection Scope")."""
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1" if request.version == (1, 1) else "1.0",
+            "method": request.method,
+            "scheme": request.scheme,
+            "path": request.path,
+            "raw_path": request.raw_path,
+            "query_string": request.query.encode("latin-1"),
+            "root_path": "",
+            "headers": request.headers_bytes,
+            "server": sockname[:2] if isinstance(sockname, tuple) else None,  # none: a Unix socket
+            "client": peername[:2] if isinstance(peername, tuple) else None,
+            "registry.connection": self,
+        }
+
+    def begin_answer(self, head: bytes) -> None:
+        """Hold the head until there is something of the body, or the end."""
         self._answering = True
-        super()._send_response_start(*args, **kwargs)
+        self._body_receiver.expect_continue = False  # RFC 9110 section 10.1.1
+        self._response_buffer = head
+
+    async def write_body(self, body: bytes, chunked: bool, is_last: bool) -> None:
+        """Write a piece of the answer's body, with the head if that waits; return when there is room for more."""
+        if body:
+            self._send_body(body, chunked, is_last)
+        elif is_last and (rest := (self._response_buffer or b"") + (b"0\r\n\r\n" if chunked else b"")):
+            self._response_buffer = b""
+            self._safe_write(rest)
+        if self._flow_control.write_paused:
+            await self._flow_control.drain()
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
         """The parser's refusal, as the spec wants it; the connection lingers so that it is read."""
@@ -271,6 +326,7 @@ class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]
         self.patience: Patience = self.app.patience
         self.connections: set[RegistryProtocol] = set()
         self.draining = False
+        self._watching: asyncio.Task[None] | None = None
 
     def handle_exit_signal(self) -> None:
         """SIGTERM: take no new connections, and let clients on open ones find somebody else.
@@ -289,7 +345,37 @@ class RegistryWorker(gasgi.ASGIWorker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         _release_stops()
+        if self.app.served is not None:
+            self._take_tls_sockets()
         await super()._serve()
+
+    def _take_tls_sockets(self) -> None:
+        """Keep the sockets that speak TLS from gunicorn; it sees listeners that are there already."""
+        sockets = self.sockets
+        self.servers = [self._tls_listener(each.sock) for each in sockets if not self.app.is_plain(each)]
+        self.sockets: list[Any] = [each for each in sockets if self.app.is_plain(each)]
+
+    def _tls_listener(self, sock: socket.socket) -> TlsListener:
+        return TlsListener(
+            sock,
+            self.app.served,
+            lambda: RegistryProtocol(self),
+            proxied=self.cfg.proxy_protocol != "off",
+            patience=self.patience.head,
+            farewell=self.patience.linger,
+        )
+
+    def _get_ssl_context(self) -> None:
+        """gunicorn asks when the application is ready, just before it listens: so do our own listeners.
+
+        Its sockets get no context: those that are left to it are plain.
+        """
+        if self.app.served is None:
+            return
+        self.app.served.refresh()  # what was read before the fork may be old: this worker may follow one that died
+        for listener in self.servers:
+            listener.start()
+        self._watching = self.loop.create_task(self.app.served.watch())
 
     async def _shutdown(self) -> None:
         """Stop: requests under way are finished, idle connections are closed."""

@@ -6,7 +6,6 @@ a digest that was not computed here over exactly the bytes on storage (promise P
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +21,7 @@ from cluster.state.store import UploadHint, UploadHints
 from cluster.storage import layout
 from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, Uploads
 
-_BATCH = 128 * 1024  # bytes: one batch is stored while the next comes in, so a request holds two (promise P7)
+_BATCH = 64 * 1024  # bytes to gather, from clients that send little at a time, before they are stored
 
 Hashers = dict[str, Hasher]
 
@@ -225,28 +224,22 @@ class UploadService:
 
 
 async def _pump(body: Body, writer: SegmentWriter) -> str | None:
-    """Bytes from the client to storage, one batch being stored while the next comes in.
+    """Bytes from the client to storage, a batch at a time; what comes meanwhile waits at the connection.
 
     Returns why the body is not whole, or None.
     """
     batch: list[bytes] = []
     held = 0
-    storing: asyncio.Task[None] | None = None
     short = None
     try:
         async for piece in body.pieces:
             batch.append(piece)
             held += len(piece)
             if held >= _BATCH:
-                if storing is not None:
-                    await storing
-                storing = asyncio.create_task(writer.write([b"".join(batch)]))
+                await writer.write(batch)
                 batch, held = [], 0
     except BodyEnded as error:
         short = f"the body ended early ({error}); the upload goes on from what came"
-    finally:
-        if storing is not None:
-            await storing
     if batch:
         await writer.write(batch)
     if short is None and body.length is not None and writer.size != body.length:

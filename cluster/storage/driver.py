@@ -111,7 +111,7 @@ class SegmentWriter(Protocol):
     size: int  # bytes written so far
 
     async def write(self, pieces: list[bytes]) -> None:
-        """Append; what is written is shown to the observer, in order, once it is written."""
+        """Append, and show the observer the same bytes, in order. When it fails, what was shown does not count."""
 
     async def seal(self) -> None:
         """Make it durable and publish it at its offset (rule U2). An empty one is only discarded.

@@ -63,8 +63,9 @@ class Directories:
 class FileReader:
     """A file opened for reading."""
 
-    def __init__(self, fd: int, size: int, threads: Threads, *, try_cached: bool) -> None:
+    def __init__(self, fd: int, size: int, threads: Threads, *, chunk: int, try_cached: bool) -> None:
         self.size = size
+        self._chunk = chunk
         self._fd = fd
         self._threads = threads
         self._try_cached = try_cached
@@ -72,7 +73,7 @@ class FileReader:
 
     async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
         while start < stop:
-            chunk = await self._read(min(CHUNK, stop - start), start)
+            chunk = await self._read(min(self._chunk, stop - start), start)
             if not chunk:
                 raise NotFound(f"the file ended at {start}, before {stop}")
             start += len(chunk)
@@ -94,9 +95,13 @@ class FileReader:
 class FilesystemDriver:
     """A Driver on the directory `root`, which must exist."""
 
-    def __init__(self, root: str, threads: Threads, disk: Disk | None = None, *, writable: bool = True) -> None:
+    def __init__(
+        self, root: str, threads: Threads, disk: Disk | None = None, *, writable: bool = True, chunk: int = CHUNK
+    ) -> None:
+        """`chunk`: bytes of a blob that a reader hands out at a time."""
         self._root = root.rstrip("/")
         self._threads = threads
+        self._chunk = chunk
         self._disk = disk or Disk()
         self._writable = writable
         self._try_cached = disk is None and cached.is_supported(root)
@@ -134,7 +139,8 @@ class FilesystemDriver:
         return self._reader(await self._threads.open(self._disk.open, self._disk.close, full))
 
     def _reader(self, fd: int) -> FileReader:
-        return FileReader(fd, os.fstat(fd).st_size, self._threads, try_cached=self._try_cached)
+        size = os.fstat(fd).st_size
+        return FileReader(fd, size, self._threads, chunk=self._chunk, try_cached=self._try_cached)
 
     async def write(self, path: str, content: bytes) -> None:
         await self._threads.run(self._write, self._full(path), content)

@@ -25,13 +25,13 @@ class _DataWriter:
         self._tenure = Tenure(lambda: uploads.disk.close(fd))
 
     async def write(self, pieces: list[bytes]) -> None:
-        with self._tenure:
-            await self._uploads.threads.run_long(self._write, pieces)
-
-    def _write(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)
-        self._uploads.disk.write_at(self._fd, data, self._offset + self.size)
+        with self._tenure:
+            writing = self._uploads.threads.begin(
+                self._uploads.disk.write_at, self._fd, data, self._offset + self.size
+            )
         self._observe(data)
+        await writing
         self.size += len(data)
 
     async def seal(self) -> None:

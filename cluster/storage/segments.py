@@ -32,6 +32,7 @@ _PUBLISHED = re.compile(r"[0-9]{20}")
 _PRIVATE = re.compile(r"([0-9]{20})\.[0-9a-f]{16}")
 _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
+_WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the sync at the end finds few left
 _GONE = "_gone."
 
 
@@ -64,21 +65,26 @@ class _Writer:
         self._path = path
         self._offset = offset
         self._observe = observe
+        self._started = 0  # the disk has been told to begin with the bytes before this
         self._open = True
         self._sealing = False
         # The lock goes with the descriptor; a write that hangs keeps both.
         self._tenure = Tenure(lambda: uploads.disk.close(fd) if self._open else None)
 
     async def write(self, pieces: list[bytes]) -> None:
-        with self._tenure:
-            await self._uploads.threads.run_long(self._write, pieces)
-
-    def _write(self, pieces: list[bytes]) -> None:
-        # One call for each, not one for each piece: every one of them hands the interpreter lock to and fro.
         data = b"".join(pieces)
-        self._uploads.disk.write(self._fd, data)
-        self._observe(data)
+        with self._tenure:
+            writing = self._uploads.threads.begin(self._write, data)
+        self._observe(data)  # meanwhile: on another core, or while this one waits for the disk
+        await writing
         self.size += len(data)
+
+    def _write(self, data: bytes) -> None:
+        disk, size = self._uploads.disk, self.size + len(data)
+        disk.write(self._fd, data)
+        if size - self._started >= _WRITEBACK:
+            disk.start_writeback(self._fd, self._started, size - self._started)
+            self._started = size
 
     async def seal(self) -> None:
         self._sealing = True

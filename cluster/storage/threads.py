@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from cluster.errors import StorageError
 from cluster.storage.driver import NotFound, StorageFull, StorageTimeout
@@ -36,18 +38,72 @@ def translate(error: OSError) -> StorageError:
     return StorageError(where)
 
 
+class _Call(Generic[T]):
+    """A call on its way to a thread and back. Made and delivered on the event loop."""
+
+    __slots__ = ("_call", "_close", "_error", "_has_run", "_result", "loop", "outcome", "tenure")
+
+    def __init__(self, call: Callable[[], T], close: Callable[[T], object] | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[T] = self.loop.create_future()
+        self.tenure = _current.get()
+        self._call = call
+        self._close = close
+        self._has_run = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    def take_place(self) -> None:
+        """In a thread. What nobody waits for any more by now is left out."""
+        if self.outcome.cancelled():
+            return
+        try:
+            self._result = self._call()
+            self._has_run = True
+        except BaseException as error:
+            self._error = error
+
+    def deliver(self) -> Callable[[], object] | None:
+        """Tell the caller; what is to be done with the result of an open that nobody waits for any more."""
+        error, self._error = self._error, None
+        if self.outcome.cancelled():
+            return self.undo()
+        if isinstance(error, OSError):
+            translated = translate(error)
+            translated.__cause__ = error
+            error = translated
+        if error is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(self._result)  # type: ignore[arg-type]  # None where T is
+        return None
+
+    def undo(self) -> Callable[[], object] | None:
+        """How what was opened is closed, if something was."""
+        if not self._has_run or self._close is None:
+            return None
+        return partial(self._close, self._result)  # type: ignore[arg-type]  # as above
+
+
 class Threads:
-    """Runs blocking calls; at most `size` at a time, each waited for at most `limit` seconds."""
+    """Runs blocking calls; at most `size` at a time, each waited for at most `limit` seconds.
+
+    Not concurrent.futures, whose futures with their locks cost three times what these hand-offs do; uploads make
+    one for each batch.
+    """
 
     def __init__(self, size: int, limit: float) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="storage")
+        self._size = size
         self._limit = limit
+        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._started = 0
+        self._pending = 0  # calls that wait for a thread or are under way
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The outcome of a small call. StorageTimeout after the limit; the call itself may still take place."""
         try:
             async with asyncio.timeout(self._limit):
-                return await self.run_long(call, *args, **kwargs)
+                return await self.begin(call, *args, **kwargs)
         except TimeoutError:
             raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
 
@@ -55,37 +111,59 @@ class Threads:
         self, call: Callable[P, T], close: Callable[[T], object], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `run`, for a call that opens something: what it opens after its caller has given up is closed."""
-        opening = self._pool.submit(call, *args, **kwargs)
-
-        def close_late(opened: Future[T]) -> None:
-            if not opened.cancelled() and opened.exception() is None:
-                close(opened.result())
-
+        opening = self._begin(_Call(partial(call, *args, **kwargs), close))
         try:
             async with asyncio.timeout(self._limit):
-                return await self._outcome(opening)
-        except TimeoutError:
-            opening.add_done_callback(close_late)
-            raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
-        except asyncio.CancelledError:
-            opening.add_done_callback(close_late)
+                return await opening.outcome
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if not opening.outcome.cancelled():  # it was opened in the same turn of the loop
+                self._run_unheard(opening.undo())
+            if isinstance(error, TimeoutError):
+                raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
             raise
 
     async def run_long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The outcome of a call that may take as long as its bytes take."""
-        return await self._outcome(self._pool.submit(call, *args, **kwargs))
+        return await self.begin(call, *args, **kwargs)
 
-    async def _outcome(self, future: Future[T]) -> T:
-        if (tenure := _current.get()) is not None:
-            tenure.watch(future)
-        try:
-            return await asyncio.wrap_future(future)
-        except OSError as error:
-            raise translate(error) from error
+    def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """As `run_long`, for a caller that has something to do meanwhile."""
+        return self._begin(_Call(partial(call, *args, **kwargs), None)).outcome
+
+    def _begin(self, call: _Call[T]) -> _Call[T]:
+        if call.tenure is not None:
+            call.tenure.begin()
+        self._pending += 1
+        if self._started < min(self._pending, self._size):
+            self._started += 1
+            # A daemon: the process ends although a call hangs.
+            threading.Thread(target=self._work, name=f"storage-{self._started}", daemon=True).start()
+        self._calls.put(call)
+        return call
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.take_place()
+            try:
+                call.loop.call_soon_threadsafe(self._end, call)
+            except RuntimeError:  # the loop is closed: the process ends
+                return
+            del call  # and with it what the caller lets go of, while this thread waits
+
+    def _end(self, call: _Call[Any]) -> None:
+        self._pending -= 1
+        if call.tenure is not None:
+            call.tenure.ended()
+        self._run_unheard(call.deliver())
+
+    def _run_unheard(self, call: Callable[[], object] | None) -> None:
+        if call is not None:
+            self._begin(_Call(call, None))
 
     def close(self) -> None:
         """Take no more calls; those that hang are left alone."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._started):
+            self._calls.put(None)
 
 
 class Tenure:
@@ -93,14 +171,12 @@ class Tenure:
 
     def __init__(self, release: Callable[[], object]) -> None:
         self._release = release
-        self._loop = asyncio.get_running_loop()
         self._running = 0
         self._over = False
 
-    def watch(self, future: Future[T]) -> None:
+    def begin(self) -> None:
         """A call begins; `release` waits for it."""
         self._running += 1
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._ended))
 
     def end(self) -> None:
         """Give it up. Once is enough, twice does no harm."""
@@ -109,7 +185,8 @@ class Tenure:
             if not self._running:
                 self._release()
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
+        """A call has ended."""
         self._running -= 1
         if self._over and not self._running:
             self._release()

@@ -20,6 +20,7 @@ from tests.bench.contestants import CONTESTANTS, two_cores
 from tests.bench.load import request_rate
 from tests.bench.report import Report, Row, conditions
 from tests.support.process import Registry
+from tests.support.tools import find
 
 MIB = 1024 * 1024
 NAME = "bench/app"
@@ -217,8 +218,9 @@ def arguments() -> argparse.Namespace:
         "--seats",
         nargs="+",
         choices=list(CONTESTANTS),
-        default=["registry-cluster", "distribution"],
-        help="who is measured; the first is compared with the others, and the same one twice shows the noise",
+        default=["registry-cluster", "distribution", *(["zot"] if find("zot") else [])],
+        help="who is measured; the first is compared with the others, and the same one twice shows the noise; zot "
+        "has a seat where it is installed",
     )
     parser.add_argument(
         "--with",

@@ -193,6 +193,9 @@ class ForgetfulDisk(Disk):
         file.content = before + data + file.content[offset + len(data) :]
         file.modified = self._tick()
 
+    def start_writeback(self, fd: int, start: int, size: int) -> None:
+        """Nothing is promised by it, so nothing is kept for it."""
+
     def copy(self, source: str, fd: int, size: int) -> None:
         self.write(fd, b"".join(self.pieces(source, 0, size, max(size, 1))))
 

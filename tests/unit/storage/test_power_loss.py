@@ -190,7 +190,7 @@ move = Scenario(
 async def check_untag(machine: Machine, acknowledged: bool) -> None:
     found = await machine.manifest(TAG)
     assert found is None or (found == OLD and not acknowledged)
-    assert (await machine.tags.page(NAME, "", None))[0] == ([] if found is None else [TAG])
+    assert (await machine.tags.page(NAME, "", 100))[0] == ([] if found is None else [TAG])
     assert await machine.manifest(Digest.of(OLD)) == OLD
     await machine.push(NEW, TAG)
     assert await machine.manifest(TAG) == NEW

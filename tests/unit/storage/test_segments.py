@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 UUID = "0b1c2d3e-1111-4222-8333-444455556666"
 SESSION = f"repositories/team/app/_uploads/{UUID}"
 BLOB = f"blobs/sha256/ab/{'ab' * 32}/data"
+MIB = 1024 * 1024
 STARTED = "2024-01-02T03:04:05Z"
 
 WRITER = """
@@ -282,3 +283,32 @@ async def test_a_file_that_is_shorter_than_it_should_be_is_an_error(tmp_path: Pa
         os.close(fd)
     with pytest.raises(OSError, match="ended"):
         list(Disk().pieces(str(tmp_path / "source"), 0, 6, 4))
+
+
+class WatchedDisk(Disk):
+    """The real one, and what it was told to begin with."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int]] = []
+
+    def start_writeback(self, fd: int, start: int, size: int) -> None:
+        self.begun.append((start, size))
+        super().start_writeback(fd, start, size)
+
+
+async def test_the_disk_begins_to_write_long_before_the_sync(tmp_path: Path, threads: Threads) -> None:
+    disk = WatchedDisk()
+    uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads, disk), threads, disk)
+    await uploads.create(SESSION, STARTED)
+    shown = 0
+
+    def observe(data: bytes) -> None:
+        nonlocal shown
+        shown += len(data)
+
+    writer = await uploads.append(SESSION, 0, observe)
+    for _ in range(20):
+        await writer.write([bytes(MIB // 2), bytes(MIB // 2)])
+    await writer.seal()
+    assert disk.begun == [(0, 8 * MIB), (8 * MIB, 8 * MIB)]
+    assert shown == await uploads.extent(SESSION) == 20 * MIB

@@ -122,6 +122,40 @@ async def test_a_call_that_hangs_does_not_stop_the_loop_nor_other_calls(quick: T
     await hung
 
 
+async def test_a_call_that_waits_for_a_thread_when_its_caller_gives_up_does_not_take_place(
+    disk: HangingDisk,
+) -> None:
+    threads = Threads(1, LIMIT)
+    took_place: list[str] = []
+    released: list[str] = []
+    disk.let_go.clear()
+    hung = asyncio.create_task(threads.run_long(disk._wait))
+    await until(disk.hanging.is_set, "the only thread is busy")
+    tenure = Tenure(lambda: released.append("released"))
+    with tenure, pytest.raises(StorageTimeout):
+        await threads.run(took_place.append, "late")
+    tenure.end()
+    disk.let_go.set()
+    await hung
+    await threads.run_long(took_place.append, "next")
+    assert took_place == ["next"]
+    assert released == ["released"]
+    threads.close()
+
+
+async def test_a_call_that_was_begun_goes_on_while_its_caller_does_something_else(quick: Threads) -> None:
+    go = threading.Event()
+    begun = quick.begin(go.wait, 30)
+    assert not begun.done()
+    go.set()
+    assert await begun
+
+
+async def test_there_are_no_more_threads_than_calls_at_a_time(threads: Threads) -> None:
+    seen = {await threads.run(threading.get_ident) for _ in range(20)}
+    assert len(seen) == 1
+
+
 async def test_a_tenure_lets_go_once_when_nothing_runs() -> None:
     released: list[str] = []
     tenure = Tenure(lambda: released.append("released"))

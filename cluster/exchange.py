@@ -1,0 +1,132 @@
+"""One request's body and its answer, between a connection (worker.py) and the ASGI application.
+
+Owns in which pieces a body is handed out, how long the next one is waited for, and how an answer is framed
+(RFC 9112 section 6). It stands in the place of what gunicorn has for applications of all kinds: ours names headers
+in lower case and as bytes, sends no events but the two of a plain answer, and returns when it has answered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gunicorn.asgi import protocol
+from gunicorn.asgi.protocol import BodyReceiver
+
+from cluster.api.edge import Event, Header
+
+# Bytes after which a piece of a body grows no more. The parser is fed 16 KiB at a time, so a piece has 192 KiB at
+# most, and an upload that takes it holds less than 64 KiB of others (promise P7).
+_PIECE = 176 * 1024
+
+
+class Receiver(BodyReceiver):  # type: ignore[misc]
+    """The body of one request.
+
+    What came before the client left is handed out before it is said that it left. What came together is handed out
+    together: clients frame bodies in chunks of 32 KiB, and each piece costs the same on its way to storage.
+    """
+
+    __slots__ = ()
+    _waiter: Any
+
+    async def receive(self) -> Any:
+        return self._pop_chunk() if self._chunks else await super().receive()
+
+    def _build_receive_result(self) -> Any:
+        return self._pop_chunk() if self._chunks else super()._build_receive_result()
+
+    def _pop_chunk(self) -> Any:
+        chunks = self._chunks
+        if len(chunks) > 1 and len(chunks[0]) < _PIECE:
+            together, size = [], 0
+            while chunks and size < _PIECE:
+                size += len(chunks[0])
+                together.append(chunks.popleft())
+            chunks.appendleft(b"".join(together))
+        return super()._pop_chunk()
+
+    async def _wait_for_data(self) -> None:
+        """Until something comes, the client leaves, or nothing has come for as long as a body is waited for."""
+        if self._chunks or self._complete or self._disconnected:
+            return
+        loop = self.protocol.worker.loop
+        self._waiter = loop.create_future()
+        # Not asyncio.wait_for: it would cost more than all the rest of a piece's way through this process.
+        timer = loop.call_later(self.protocol.patience.body, self._wake_waiter)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+
+class Answer:
+    """The answer to one request, as the application sends it."""
+
+    __slots__ = ("_chunked", "_connection", "_keeps", "_left", "_request", "has_begun", "is_complete")
+
+    def __init__(self, connection: Any, request: Any) -> None:
+        self._connection = connection
+        self._request = request
+        self._chunked = False
+        self._keeps = False
+        self._left: int | None = None  # bytes of body that the head has announced; None: it gave no number
+        self.has_begun = False
+        self.is_complete = False
+
+    @property
+    def keeps_connection(self) -> bool:
+        """Whether the client knows where this answer ended, and was not told to go."""
+        return self._keeps and self.is_complete and not self._left
+
+    async def send(self, event: Event) -> None:
+        """Take an event of the application. Waits while the client reads too slowly."""
+        connection = self._connection
+        if connection.is_closed:
+            return
+        if event["type"] == "http.response.start":
+            connection.begin_answer(self._head(event["status"], event["headers"]))
+            self.has_begun = True
+            return
+        body, is_last = event.get("body", b""), not event.get("more_body", False)
+        if self._left is not None:
+            body = body[: self._left]  # the client would take the rest for its next answer
+            self._left -= len(body)
+        await connection.write_body(body, self._chunked, is_last)
+        self.is_complete = is_last
+
+    def _head(self, status: int, headers: list[Header]) -> bytes:
+        request = self._request
+        length: int | None = None
+        closes = False
+        lines = [protocol._get_cached_status_line(request.version, status)]
+        for name, value in headers:
+            if name == b"content-length":
+                if status == 204:  # RFC 9110 section 8.6
+                    continue
+                length = int(value)
+            elif name == b"connection":
+                closes = True
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if request.method == "HEAD" or status in (204, 304):
+            length = 0
+        elif length is None and request.version >= (1, 1):
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif length is None:
+            closes = True
+            lines.append(b"Connection: close\r\n")
+        self._left = length
+        self._keeps = not closes and not self._connection._will_close(request, False)
+        if not closes and not self._keeps:
+            lines.append(b"Connection: close\r\n")
+        usual: bytes = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()
+        return _checked(lines) + usual + b"\r\n"
+
+
+def _checked(lines: list[bytes]) -> bytes:
+    """The lines as one. ValueError where a value would end its line: it would be read as a header, or an answer."""
+    head = b"".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        raise ValueError("a header of the answer has a character that no header may have")
+    return head
