@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.failover.history import History, Operation, Outcome, Value, Wanted
+from cluster.drill.history import History, Operation, Outcome, Value, Wanted
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

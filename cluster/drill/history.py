@@ -11,14 +11,18 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from operator import attrgetter
+from typing import Any
 
 Value = str | None
 """What a register holds; None: nothing."""
+
+MAX_STATES = 300_000
+"""How far one history is searched. Many unanswered writes at once can be ordered in more ways than memory holds."""
 
 
 class Wanted(Enum):
@@ -27,7 +31,7 @@ class Wanted(Enum):
     ANYTHING = "anything"
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     DONE = "done"  # a write took place, a read was answered
     REFUSED = "refused"  # a write did not take place, because of what it `saw`
     UNKNOWN = "unknown"  # no answer, or one that leaves both open
@@ -101,15 +105,23 @@ class History:
         yield operation
 
     def judge(self) -> None:
-        """Fail with the first register whose history is not that of a register."""
-        for register, operations in self.operations.items():
-            if (problem := check(operations)) is not None:
-                raise AssertionError(f"{register} is not linearizable:\n{problem}")
+        """Fail with the registers whose histories are not those of a register."""
+        if problems := check_all(self.operations):
+            raise AssertionError("\n".join(problems))
 
 
-def check(operations: Sequence[Operation], initial: Value = None) -> str | None:
-    """None when the history is linearizable; else how far an order could be found, and what then did not fit."""
-    return _Search(operations).run(initial)
+def check_all(histories: Mapping[Any, Sequence[Operation]]) -> list[str]:
+    """What is wrong with each history that is not linearizable, under the name of its register."""
+    found = {register: check(operations) for register, operations in histories.items()}
+    return [f"{register} is not linearizable:\n{problem}" for register, problem in found.items() if problem]
+
+
+def check(operations: Sequence[Operation], initial: Value = None, limit: int = MAX_STATES) -> str | None:
+    """None when the history is linearizable; else how far an order could be found, and what then did not fit.
+
+    A search that takes too much memory is given up, and reported like one that found nothing: it proves nothing.
+    """
+    return _Search(operations, limit).run(initial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,8 @@ class _State:
 class _Search:
     """A depth-first search through the orders of one history."""
 
-    def __init__(self, operations: Sequence[Operation]) -> None:
+    def __init__(self, operations: Sequence[Operation], limit: int) -> None:
+        self._limit = limit
         answered = [operation for operation in operations if operation.outcome in (Outcome.DONE, Outcome.REFUSED)]
         # A read without an answer says nothing; a write without one may be needed to explain what others saw.
         open_writes = [
@@ -151,6 +164,8 @@ class _Search:
                 return None
             elif state not in visited:
                 visited.add(state)
+                if len(visited) > self._limit:
+                    return f"not decided after {self._limit} states. {self._explain()}"
                 self._note_progress(state)
                 branches.append(self._next(state))
         return None if not self._known else self._explain()

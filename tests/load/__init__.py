@@ -1,0 +1,1 @@
+"""Load by locust: users that behave like clients, and a record of what they were told."""
