@@ -1,25 +1,43 @@
-"""Do the nodes of a cluster agree: on their keys, their storage, their clocks and versions?
+"""Do the nodes of a cluster agree: on their keys, their storage, their Redis, their clocks and versions?
 
 Asked by `registry-cluster doctor`, and by every node at its start, which refuses to start when it could not work
-with a node that answers. One that cannot be reached is no reason; a node that serves is never stopped by this.
+with a node that answers. One that cannot be reached is no reason, nor is anything about Redis; a node that serves
+is never stopped by this. The others are those of `cluster.nodes`, and those whose heartbeat is in Redis.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+from cluster.errors import StateError
 from cluster.identity import Identity, read_mark
+from cluster.settings import Redis
+from cluster.state.build import open_store, servers
+from cluster.state.keys import NODE_TTL
+from cluster.state.store import Node
 
-_TIMEOUT = 3.0  # seconds for a node to answer
+_TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
 _ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read
+_AT_ONCE = 64  # nodes; no more heartbeats than that are followed
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeats:
+    """What Redis says of the nodes; where there is `trouble`, it could not be asked."""
+
+    nodes: tuple[Node, ...] = ()
+    trouble: str = ""
 
 
 @dataclass(slots=True)
@@ -27,7 +45,10 @@ class Finding:
     """What came out about one other node."""
 
     url: str
+    heartbeat: Node | None = None  # by which it was found, if not by cluster.nodes
     node: dict[str, Any] | None = None  # what it says of itself; None when it does not answer
+    redis: str = ""  # what it says of Redis
+    clock: float = 0.0  # seconds by which its clock differs, the way there and back left out
     unreached: str = ""
     refusals: list[str] = field(default_factory=list)  # the two cannot work together
     warnings: list[str] = field(default_factory=list)
@@ -35,75 +56,161 @@ class Finding:
     @property
     def name(self) -> str:
         """Its name, or its URL while that is not known."""
-        return str(self.node["name"]) if self.node else self.url
+        return str(self.node["name"]) if self.node else self.heartbeat.name if self.heartbeat else self.url
+
+    @property
+    def mark(self) -> str:
+        """What its present life is known by; empty while that is not known."""
+        return str(self.node.get("mark", "")) if self.node else self.heartbeat.storage if self.heartbeat else ""
 
 
-def compare(me: Identity, directory: str | None, urls: Sequence[str], *, starting: bool = True) -> list[Finding]:
+def listen(section: Redis | None, secrets: Sequence[bytes]) -> Heartbeats | None:
+    """The heartbeats in Redis; None where none is configured. Takes a few seconds at most."""
+    if section is None:
+        return None
+    where = servers(section)
+
+    async def ask() -> list[Node]:
+        async with asyncio.timeout(_TIMEOUT):
+            store = await open_store(where, secrets)
+            try:
+                return await store.nodes()
+            finally:
+                await store.close()
+
+    try:
+        return Heartbeats(tuple(asyncio.run(ask())))
+    except TimeoutError:
+        return Heartbeats(trouble=f"no answer within {_TIMEOUT:g} s")
+    except (StateError, OSError) as error:
+        return Heartbeats(trouble=str(error) or type(error).__name__)
+
+
+def compare(
+    me: Identity,
+    directory: str | None,
+    urls: Sequence[str],
+    trust: ssl.SSLContext,
+    heartbeats: Heartbeats | None = None,
+    *,
+    starting: bool = True,
+) -> list[Finding]:
     """Ask all nodes side by side; `directory` is this node's data, None where it has none to compare.
 
+    `trust`: by which nodes with TLS are known.
     `starting`: this is a node that is about to serve, so another one with its name is one too many. Otherwise it is
     somebody who looks with the configuration of a node, and that node is only one of those asked.
     """
-    if not urls:
+    asked = [Finding(url) for url in urls]
+    for beat in heartbeats.nodes if heartbeats else ():
+        # A heartbeat outlives its node for some seconds: one with our name is of our former life.
+        is_known = beat.url.rstrip("/") in {url.rstrip("/") for url in urls} or (starting and beat.name == me.name)
+        if not is_known and len(asked) < len(urls) + _AT_ONCE:
+            asked.append(Finding(beat.url, beat))
+    if not asked:
         return []
-    with ThreadPoolExecutor(min(len(urls), 16)) as pool:
-        findings = pool.map(lambda url: _examine(me, directory, url, starting), urls)
-        return [found for found in findings if found is not None]
+    with ThreadPoolExecutor(min(len(asked), _AT_ONCE)) as pool:
+        list(pool.map(lambda finding: _ask(finding, trust), asked))
+    findings = _others(me, asked)
+    for finding in findings:
+        if finding.node is None:
+            _compare_heartbeat(me, finding)
+            continue
+        finding.refusals += _compare_keys(me, finding.node)
+        if starting and finding.name == me.name:
+            finding.refusals.append(f"it has the name of this node, {me.name}: give each its own (cluster.name)")
+        elif directory is not None:
+            finding.refusals += _compare_storage(directory, finding.name, finding.node)
+        if finding.clock > _CLOCK:
+            finding.warnings.append(f"its clock differs by {finding.clock:.0f} s")
+        finding.warnings += [*_compare_versions(me, finding.node), *_compare_redis(heartbeats, finding)]
+    return findings
 
 
-def _examine(me: Identity, directory: str | None, url: str, starting: bool) -> Finding | None:
-    """None when it is this node itself that answers."""
-    finding = Finding(url)
+def _others(me: Identity, asked: Sequence[Finding]) -> list[Finding]:
+    """One finding for each other node, however many URLs it has; those that answer come first."""
+    seen, others = {me.mark}, []
+    for finding in sorted(asked, key=lambda finding: finding.node is None):
+        if finding.mark not in seen:
+            others.append(finding)
+        if finding.mark:
+            seen.add(finding.mark)
+    return others
+
+
+def _ask(finding: Finding, trust: ssl.SSLContext) -> None:
+    """Have a node say who it is; what comes, or why nothing does, is put into the finding."""
+    question = f"{finding.url.rstrip('/')}/healthz"
     started = time.time()
     try:
-        node = _ask(url)
-    except (OSError, ValueError, KeyError) as error:
+        if urlsplit(question).scheme not in ("http", "https"):  # a heartbeat may say anything
+            raise ValueError("its heartbeat has no URL")
+        try:
+            with urllib.request.urlopen(question, timeout=_TIMEOUT, context=trust) as answer:  # noqa: S310
+                text = answer.read(_ANSWER_LIMIT)
+        except urllib.error.HTTPError as error:  # a node whose storage fails says 503, and still who it is
+            text = error.read(_ANSWER_LIMIT)
+        report = json.loads(text)
+        node = report["node"]
+        if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+            raise ValueError("the answer is not that of a registry-cluster node")
+        ended = time.time()
+        difference = abs(float(node.get("clock", started)) - (started + ended) / 2)
+        finding.clock = max(difference - (ended - started), 0.0)
+        finding.redis = str(report["redis"]["status"])
+        finding.node = node
+    except (OSError, ValueError, KeyError, TypeError) as error:
         finding.unreached = str(error) or type(error).__name__
-        return finding
-    if node.get("mark") == me.mark:
-        return None
-    finding.node = node
-    _compare_keys(me, finding, node)
-    if starting and node["name"] == me.name:
-        finding.refusals.append(f"it has the name of this node, {me.name}: give each its own (cluster.name)")
-    elif directory is not None:
-        _compare_storage(directory, finding, node)
-    difference = abs(float(node.get("clock", started)) - (started + time.time()) / 2)
-    if difference > _CLOCK + (time.time() - started):
-        finding.warnings.append(f"its clock differs by {difference:.0f} s")
-    if node.get("version") != me.version:
-        finding.warnings.append(f"it runs version {node.get('version')}, this node {me.version}")
-    return finding
 
 
-def _ask(url: str) -> dict[str, Any]:
-    try:
-        question = f"{url.rstrip('/')}/healthz"
-        with urllib.request.urlopen(question, timeout=_TIMEOUT) as answer:  # noqa: S310 - settings take http(s) only
-            text = answer.read(_ANSWER_LIMIT)
-    except urllib.error.HTTPError as error:  # a node whose storage fails says 503, and still who it is
-        text = error.read(_ANSWER_LIMIT)
-    node = json.loads(text)["node"]
-    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
-        raise ValueError("the answer is not that of a registry-cluster node")
-    return node
+def _compare_heartbeat(me: Identity, finding: Finding) -> None:
+    """What a heartbeat tells of a node that does not answer: it may be gone, so nothing of this is a refusal."""
+    if finding.heartbeat is None:
+        return
+    node = asdict(finding.heartbeat)
+    finding.warnings += [*_compare_keys(me, node), *_compare_versions(me, node)]
+    behind = time.time() - finding.heartbeat.clock  # it may be as old as it is kept
+    if not -_CLOCK < behind < NODE_TTL + _CLOCK:
+        finding.warnings.append(f"its clock differs by {abs(behind):.0f} s")
 
 
-def _compare_keys(me: Identity, finding: Finding, node: dict[str, Any]) -> None:
+def _compare_keys(me: Identity, node: dict[str, Any]) -> list[str]:
+    problems = []
     if node.get("signs") not in me.accepts:
-        finding.refusals.append(
+        problems.append(
             "this node cannot read uploads that it signs: its http.secret must be in this node's http.secret "
             "or cluster.secrets"
         )
     if me.signs not in (node.get("accepts") or []):
-        finding.refusals.append(
+        problems.append(
             "it cannot read uploads that this node signs: this node's http.secret must first be in its "
             "cluster.secrets"
         )
+    return problems
 
 
-def _compare_storage(directory: str, finding: Finding, node: dict[str, Any]) -> None:
-    if read_mark(directory, finding.name) != node.get("mark"):
-        finding.refusals.append(
-            f"it works on another storage: its mark is not in {directory}/_cluster/nodes (the same mount on both?)"
-        )
+def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[str]:
+    if read_mark(directory, name) == node.get("mark"):
+        return []
+    return [f"it works on another storage: its mark is not in {directory}/_cluster/nodes (the same mount on both?)"]
+
+
+def _compare_versions(me: Identity, node: dict[str, Any]) -> list[str]:
+    theirs = node.get("version")
+    return [] if theirs == me.version else [f"it runs version {theirs}, this node {me.version}"]
+
+
+def _compare_redis(heartbeats: Heartbeats | None, finding: Finding) -> list[str]:
+    """Whether both have the same Redis: then its heartbeat is in ours, a moment after its start."""
+    has_one, node = finding.redis != "not configured", finding.node or {}
+    if heartbeats is None:
+        return ["it uses a Redis, this node none (redis.addrs)"] if has_one else []
+    if not has_one:
+        return ["it uses no Redis, this node does (redis.addrs)"]
+    if finding.redis != "ok":
+        return [f"it cannot use Redis: {finding.redis}"]
+    age = float(node.get("clock", 0)) - float(node.get("started", 0))
+    is_there = any(beat.storage == node.get("mark") for beat in heartbeats.nodes)
+    if is_there or heartbeats.trouble or age < NODE_TTL:
+        return []
+    return ["it uses another Redis: its heartbeat is not in that of this node (redis.addrs, redis.db)"]

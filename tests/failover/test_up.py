@@ -15,10 +15,10 @@ import pytest
 
 from cluster.haproxy import Runtime
 from tests.failover.client import Client, Ledger, Refused, Unanswered, digest_of
-from tests.failover.cluster import BACK, Cluster, members
+from tests.failover.cluster import BACK, Cluster
 from tests.failover.conftest import CONFIG
 from tests.failover.pusher import Crowd
-from tests.support.process import eventually, free_port, listening
+from tests.support.process import eventually, free_port, listening, members
 from tests.support.tools import note, require, require_root
 
 NAME = "team/up"
@@ -56,7 +56,7 @@ class Traffic:
 
     def until_good(self, more: int) -> None:
         wanted = self.good + more
-        eventually(lambda: self.good >= wanted, 20, f"{more} good rounds; failed: {self.failed[-3:]}")
+        eventually(lambda: self.good >= wanted, 60, f"{more} good rounds; failed: {self.failed[-3:]}")
 
     def __enter__(self) -> Traffic:
         self._crowd.__enter__()
@@ -101,11 +101,12 @@ def test_what_dies_is_started_again_and_cluster_json_follows(cluster: Cluster, l
     old = pid_of(cluster) or 0
     os.killpg(old, signal.SIGKILL)
     killed = time.monotonic()
-    eventually(lambda: pid_of(cluster) != old, 5, "cluster.json no longer names the dead process")
-    new = eventually(lambda: pid_of(cluster), 15, "cluster.json names another") or 0
+    eventually(lambda: pid_of(cluster) != old, 20, "cluster.json no longer names the dead process")
+    new = eventually(lambda: pid_of(cluster), BACK, "cluster.json names another") or 0
     cluster.wait_until_whole()
     note(f"{part} killed: all well again after {time.monotonic() - killed:.1f} s")
-    assert members(new) and not members(old)
+    eventually(lambda: not members(old), 20, "nothing is left of what died")
+    assert members(new)
     assert set(cluster.pids()) == {*before, new} - {old}
     with Client([cluster.endpoint]) as client:
         ledger.blobs.append((NAME, client.push(NAME, f"after the death of {part}".encode())))
@@ -123,7 +124,7 @@ def test_all_nodes_killed_at_once_come_back_with_everything_and_an_upload_goes_o
         for pid in pids:
             os.killpg(pid, signal.SIGKILL)
         killed = time.monotonic()
-        eventually(lambda: not any(map(members, pids)), 5, "all are dead")
+        eventually(lambda: not any(map(members, pids)), 20, "all are dead")
         cluster.wait_until_whole()
         note(f"all nodes killed at once: all well again after {time.monotonic() - killed:.1f} s")
     with Client(cluster.urls, start=2) as client:
@@ -170,7 +171,7 @@ def test_a_drained_node_gets_no_new_client_until_that_is_undone(cluster: Cluster
         assert run(cluster, "drain", node.name).returncode == 0
         assert served(1) == served(21) == 0  # nor those that used to come here
         assert run(cluster, "drain", node.name, "--undo").returncode == 0
-        eventually(lambda: served(41) > 0, 10, "it gets clients again")
+        eventually(lambda: served(41) > 0, 20, "it gets clients again")
         traffic.until_good(10)
     assert traffic.failed == []
 
@@ -212,8 +213,8 @@ def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Pat
             client.patch(upload, b"the first half, ").expect(202)
         groups = cluster.pids()
         cluster.send(signal.SIGINT)
-        assert cluster.wait(within=30) == 0
-        assert [members(group) for group in groups] == [[]] * len(groups)
+        assert cluster.wait(within=60) == 0
+        eventually(lambda: not any(map(members, groups)), 5, "nothing outlives what has started it")
         assert cluster.pids() == []
         cluster.start()
         with Client(cluster.urls) as client:
@@ -246,6 +247,21 @@ def test_a_second_cluster_on_the_same_directory_is_refused_and_harms_nothing(clu
     assert cluster.is_whole()
 
 
+def tries_of(cluster: Cluster, digest: str) -> int:
+    """How often a new client must ask for a blob: at most twice.
+
+    The kernel shares a port out, but hands nothing over: who waits in the queue of a node that ends is cut off.
+    """
+    with Client([cluster.endpoint]) as client:
+        for tries in (1, 2):
+            try:
+                assert client.pull(NAME, digest) == b"by way of one port that two nodes share"
+            except Unanswered:
+                continue
+            return tries
+    raise AssertionError("cut off twice")
+
+
 def test_without_redis_server_and_haproxy_it_goes_on_with_less_and_says_so(tmp_path: Path) -> None:
     """An empty directory stands in place of /usr/sbin, in a mount namespace of its own, and PATH leads nowhere."""
     require_root("a mount namespace")
@@ -260,9 +276,7 @@ def test_without_redis_server_and_haproxy_it_goes_on_with_less_and_says_so(tmp_p
         with Client([cluster.endpoint]) as client:
             digest = client.push(NAME, b"by way of one port that two nodes share")
         cluster.nodes[0].kill()
-        for _ in range(5):
-            with Client([cluster.endpoint]) as client:
-                assert client.pull(NAME, digest) == b"by way of one port that two nodes share"
+        assert sum(tries_of(cluster, digest) for _ in range(5)) <= 6
         cluster.wait_until_whole()
         done = run(cluster, "drain", "node-1")
         assert (done.returncode, "no HAProxy" in done.stderr) == (1, True)

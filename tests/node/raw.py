@@ -39,7 +39,7 @@ class Answer:
 class Wire:
     """One connection; a context manager closes it."""
 
-    def __init__(self, place: Place, *, timeout: float = 20, receive_buffer: int | None = None) -> None:
+    def __init__(self, place: Place, *, timeout: float = 30, receive_buffer: int | None = None) -> None:
         family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET
         if isinstance(place, tuple):
             family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET

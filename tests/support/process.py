@@ -26,18 +26,27 @@ Config = Mapping[str, Any]
 SECRET = "one secret for every node of a test"
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on, below the range that the kernel uses for clients."""
+    """A TCP port that nobody listens on, and that was not given to anybody here before.
+
+    It is below the range that the kernel uses for clients, so it stays free until it is used, and while its server
+    is away.
+    """
     for _ in range(100):
         port = random.randrange(10_000, 30_000)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))  # fails when it is taken on any address; nobody listens on it
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
+        if port not in _given:
+            _given.add(port)
             return port
     raise AssertionError("no free port found in 100 attempts")
 
@@ -50,6 +59,33 @@ def eventually(condition: Callable[[], T], within: float, what: str) -> T:
             raise AssertionError(f"not within {within} s: {what}")
         time.sleep(0.02)
     return answer
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group; what waits to be reaped does not count, whoever should reap it."""
+    found = []
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                _state, _parent, member_of = file.read().rpartition(")")[2].split()[:3]
+            if int(member_of) == group and _runs(entry):
+                found.append(int(entry))
+        except OSError:  # it has been reaped meanwhile
+            continue
+    return found
+
+
+def _runs(pid: str) -> bool:
+    """Whether any thread of a process runs: one may still hold its sockets when the first is a zombie already."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+                state = file.read().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "ZX":
+            return True
+    return False
 
 
 def listening(port: int) -> bool:
@@ -199,7 +235,7 @@ class Process:
         self._signal_group(signal.SIGKILL)
         code = self._child.wait()
         self._child = None
-        eventually(lambda: not _alive(group), 10, f"nothing of process group {group} is left")
+        eventually(lambda: not members(group), 10, f"nothing of process group {group} is left")
         return code
 
     def _signal_group(self, number: signal.Signals) -> None:
@@ -295,16 +331,3 @@ class Distribution3(Registry):
 
     def program(self) -> Sequence[str]:
         return [require("registry")]
-
-
-def _alive(group: int) -> bool:
-    """Whether a process of this group still runs; a zombie does not count, whoever should have reaped it."""
-    for entry in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                state, _parent, member_of = file.read().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
-            continue
-        if int(member_of) == group and state not in "ZX":
-            return True
-    return False

@@ -201,17 +201,32 @@ async def test_a_writer_that_holds_one_tag_does_not_hinder_another(parts: Parts)
 TAGS = ["1.10", "1.9", "A", "Z", "_", "a", "a-b", "a.b", "ab", "b"]
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 9, 10, 11, None])
-async def test_pages_of_tags_make_up_the_whole_list_in_byte_order(parts: Parts, limit: int | None) -> None:
+@pytest.mark.parametrize("limit", [1, 2, 3, 9, 10, 11, 5000])
+async def test_pages_of_tags_make_up_the_whole_list_in_byte_order(parts: Parts, limit: int) -> None:
     for tag in reversed(TAGS):
         await put(parts, tag, ONE)
     found: list[str] = []
     more = True
     while more:
         page, more = await parts.tags.page(NAME, found[-1] if found else "", limit)
-        assert len(page) == (limit or len(TAGS)) or not more
+        assert len(page) == limit or not more
         found += page
     assert found == TAGS
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 11])
+async def test_batches_come_from_one_listing_and_hold_no_more_than_asked_for(parts: Parts, size: int) -> None:
+    for tag in TAGS:
+        await put(parts, tag, ONE)
+    for last in ("", "Z", "a", "zz"):
+        for _ in range(2):  # the second time, nobody looks at the links again
+            found = []
+            async for tags in parts.tags.batches(NAME, last, size):
+                assert 0 < len(tags) <= size
+                found += tags
+                await put(parts, "zzz", ONE)  # too late for this list
+            assert found == [tag for tag in TAGS if tag > last]
+            await parts.tags.delete(NAME, Tag("zzz"))
 
 
 async def test_a_tag_on_its_way_in_or_out_is_not_listed(parts: Parts) -> None:
@@ -219,16 +234,16 @@ async def test_a_tag_on_its_way_in_or_out_is_not_listed(parts: Parts) -> None:
         await put(parts, tag, ONE)
     await parts.memory.write(layout.tag_index_link(NAME, Tag("ab"), ONE), b"only an index")
     await parts.memory.write(layout.tag_link(NAME, Tag("bc")), b"")
-    assert await parts.tags.page(NAME, "", None) == (["a", "b", "c"], False)
+    assert await parts.tags.page(NAME, "", 100) == (["a", "b", "c"], False)
     assert await parts.tags.page(NAME, "a", 1) == (["b"], True)
     assert await parts.tags.page(NAME, "b", 1) == (["c"], False)
 
 
 async def test_a_repository_without_tags_has_an_empty_list_and_none_has_no_list(parts: Parts) -> None:
     with pytest.raises(NameUnknown):
-        await parts.tags.page(NAME, "", None)
+        await parts.tags.page(NAME, "", 100)
     await parts.push(index("untagged"))
-    assert await parts.tags.page(NAME, "", None) == ([], False)
+    assert await parts.tags.page(NAME, "", 100) == ([], False)
     assert await parts.tags.page(NAME, "z", 1) == ([], False)
 
 
@@ -236,6 +251,6 @@ async def test_a_list_follows_every_change(parts: Parts) -> None:
     for _ in range(3):
         await put(parts, "a", ONE)
         await put(parts, "b", ONE)
-        assert (await parts.tags.page(NAME, "", None))[0] == ["a", "b"]
+        assert (await parts.tags.page(NAME, "", 100))[0] == ["a", "b"]
         await parts.tags.delete(NAME, Tag("a"))
-        assert (await parts.tags.page(NAME, "", None))[0] == ["b"]
+        assert (await parts.tags.page(NAME, "", 100))[0] == ["b"]
