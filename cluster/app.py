@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import falcon.asgi
 
 from cluster.api import errors, routes
+from cluster.api.access import AccessControl
 from cluster.api.base import BaseResource, RootResource
 from cluster.api.blobs import BlobResource
 from cluster.api.edge import Edge, Header, Observer
@@ -22,9 +26,14 @@ from cluster.api.guard import Guard
 from cluster.api.health import DebugHealthResource, HealthResource, LiveResource, ReadyResource
 from cluster.api.lists import CatalogResource, ReferrersResource, TagsResource
 from cluster.api.manifests import ManifestResource
+from cluster.api.token import TokenResource
 from cluster.api.uploads import UploadResource, UploadsResource, UploadUrls
 from cluster.api.urls import Urls
+from cluster.auth.access import Authenticator
+from cluster.auth.build import Closed, ClosedTokenServer, build_authenticator, build_token_server, token_paths
+from cluster.auth.grants import TokenServer
 from cluster.background import Background, Task
+from cluster.errors import ConfigError
 from cluster.identity import Identity, identify
 from cluster.logs import AccessLog
 from cluster.registry.blobs import BlobStore
@@ -41,18 +50,23 @@ from cluster.state.shared import SharedState
 from cluster.state.store import Node
 from cluster.storage import layout
 from cluster.storage.driver import Driver, Uploads
-from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.filesystem import CHUNK, FilesystemDriver
 from cluster.storage.memory import MemoryDriver, MemoryUploads
 from cluster.storage.mixed import MixedUploads
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
+from cluster.tally import Tally
+from cluster.tls import is_served
 
 STORAGE_LIMIT = 10.0  # seconds for one small call
 _HEARTBEAT = 5.0  # seconds
+_REFRESH = 1.0  # seconds between two looks at the files of accounts and keys
+_TLS_CHUNK = 64 * 1024  # bytes of a blob: TLS keeps about four times that for a client that does not read
 _PROBE_THRESHOLD = 3  # failures in a row, where health.storagedriver says nothing
 _API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
 
 App = falcon.asgi.App[Request, Response]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,9 @@ class Parts:
     observers: Sequence[Observer] = ()
     identity: Identity | None = None
     state: SharedState = field(default_factory=lambda: SharedState(None))
+    authenticator: Authenticator | None = None  # None: everybody may do everything
+    token_server: TokenServer | None = None  # None: tokens come from somebody else, or are not asked for
+    tally: Tally = field(default_factory=Tally)  # uploads under way, of all workers
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ def create_app(config: Config, parts: Parts) -> Application:
         read_only=config.storage.maintenance.readonly.enabled,
         delete=config.storage.delete.enabled,
         uploads=config.cluster.maxuploads,
+        tell=parts.tally.tell,
     )
     urls = Urls(
         host=config.http.host,
@@ -95,7 +113,7 @@ def create_app(config: Config, parts: Parts) -> Application:
     blobs = BlobStore(driver, catalog, parts.state if _shares_descriptors(config) else None)
     uploads = UploadService(parts.uploads, blobs, hints=parts.state)
     manifests = ManifestStore(driver, blobs, tags, referrers, _rules(config))
-    health = _health(config, parts, identity, guard)
+    health = _health(config, parts, identity)
 
     router = routes.Router(config.http.prefix)
     router.add(routes.ROOT, RootResource())
@@ -115,10 +133,17 @@ def create_app(config: Config, parts: Parts) -> Application:
     router.add(routes.BLOB, BlobResource(blobs, guard))
     router.add(routes.MANIFEST, ManifestResource(manifests, guard, urls))
     router.add(routes.REFERRERS, ReferrersResource(referrers, urls))
+    if parts.token_server is not None:
+        tokens = TokenResource(parts.token_server, urls, config.auth.token.service if config.auth.token else "")
+        for path in token_paths(config):
+            router.add(routes.Route(path, "token"), tokens)
     _add_health(router, health)
 
     purger = _purger(config, parts, identity, catalog)
-    app = _falcon(router, _background(config, health, purger, parts, identity))
+    middleware: list[object] = [_background(config, health, purger, parts, identity)]
+    if parts.authenticator is not None:
+        middleware.append(AccessControl(parts.authenticator, urls, upload_urls.began))
+    app = _falcon(router, middleware)
     debug_app = _falcon(_debug_router(config, health)) if config.http.debug.addr else None
     edge = Edge(
         app,
@@ -131,7 +156,12 @@ def create_app(config: Config, parts: Parts) -> Application:
 
 
 def build(
-    config: Config, secrets: Sequence[bytes], *, identity: Identity | None = None, metrics: Observer | None = None
+    config: Config,
+    secrets: Sequence[bytes],
+    *,
+    identity: Identity | None = None,
+    metrics: Observer | None = None,
+    tally: Tally | None = None,
 ) -> Application:
     """An application on the storage that the configuration names. Call it in the process that will serve."""
     driver, uploads = storage(config)
@@ -141,7 +171,29 @@ def build(
     if metrics is not None:
         observers.append(metrics)
     state = build_state(config.redis, secrets)
-    return create_app(config, Parts(driver, uploads, secrets, observers, identity, state))
+    return create_app(
+        config,
+        Parts(
+            driver,
+            uploads,
+            secrets,
+            observers,
+            identity,
+            state,
+            authenticator=_or_closed(partial(build_authenticator, config, state), Closed),
+            token_server=_or_closed(partial(build_token_server, config, state), ClosedTokenServer),
+            tally=tally or Tally(),
+        ),
+    )
+
+
+def _or_closed(
+    make: Callable[[], T | None], closed: Callable[[Callable[[], T | None], ConfigError], T]
+) -> T | None:
+    try:
+        return make()
+    except ConfigError as trouble:
+        return closed(make, trouble)
 
 
 def storage(config: Config) -> tuple[Driver, Uploads]:
@@ -152,7 +204,8 @@ def storage(config: Config) -> tuple[Driver, Uploads]:
     settings = config.storage.filesystem
     root = data_directory(config)
     threads = Threads(settings.maxthreads, STORAGE_LIMIT)
-    driver = FilesystemDriver(root, threads, writable=not config.storage.maintenance.readonly.enabled)
+    writable = not config.storage.maintenance.readonly.enabled
+    driver = FilesystemDriver(root, threads, writable=writable, chunk=_TLS_CHUNK if is_served(config) else CHUNK)
     uploads = MixedUploads if config.cluster.mixed else SegmentUploads
     return driver, uploads(root, driver, threads)
 
@@ -168,9 +221,9 @@ def port_of(address: str) -> int | None:
     return int(port) if port.isdecimal() else None
 
 
-def _falcon(router: routes.Router, background: Background | None = None) -> App:
+def _falcon(router: routes.Router, middleware: Sequence[object] = ()) -> App:
     # Falcon's annotations know its own router class only; the contract is `find` (falcon docs, "Custom Routers").
-    app: App = falcon.asgi.App(router=router, middleware=[background] if background else None)  # type: ignore[call-overload]
+    app: App = falcon.asgi.App(router=router, middleware=list(middleware))  # type: ignore[call-overload]
     app.req_options.auto_parse_qs_csv = False
     app.req_options.keep_blank_qs_values = True
     errors.install(app)
@@ -213,7 +266,7 @@ def _shares_descriptors(config: Config) -> bool:
     return config.redis is not None and (config.cluster.mixed or config.storage.cache.blobdescriptor == "redis")
 
 
-def _health(config: Config, parts: Parts, identity: Identity, guard: Guard) -> Health:
+def _health(config: Config, parts: Parts, identity: Identity) -> Health:
     check = config.health.storagedriver
 
     def shared() -> str:
@@ -226,7 +279,7 @@ def _health(config: Config, parts: Parts, identity: Identity, guard: Guard) -> H
         driver_name=config.storage.driver,
         threshold=check.threshold if check.enabled else _PROBE_THRESHOLD,
         node=identity.to_dict,
-        uploading=lambda: guard.uploading,
+        uploading=parts.tally.total,
         shared=shared,
     )
 
@@ -245,6 +298,10 @@ def _background(config: Config, health: Health, purger: Purger, parts: Parts, id
     if config.redis is not None:
         tasks.append(Task("shared state", parts.state.run, 1, 0))
         tasks.append(Task("heartbeat", lambda: parts.state.beat(_node(config, identity)), _HEARTBEAT, 0))
+    if parts.authenticator is not None:
+        tasks.append(Task("accounts and keys", parts.authenticator.refresh, _REFRESH, _REFRESH))
+    if parts.token_server is not None:
+        tasks.append(Task("accounts and keys of tokens", parts.token_server.refresh, _REFRESH, _REFRESH))
     logs = [observer for observer in parts.observers if isinstance(observer, AccessLog)]
 
     def flush() -> None:
@@ -258,7 +315,7 @@ def _node(config: Config, identity: Identity) -> Node:
     """What this node tells the others of itself, now."""
     return Node(
         identity.name,
-        f"http://{config.http.addr}",
+        _url(config),
         identity.version,
         os.getpgrp(),
         identity.started,
@@ -267,6 +324,16 @@ def _node(config: Config, identity: Identity) -> Node:
         identity.accepts,
         identity.mark,
     )
+
+
+def _url(config: Config) -> str:
+    """Where the others may find this node: by its host's name, when it listens at every address."""
+    if config.http.net == "unix":
+        return ""
+    host, _, port = config.http.addr.rpartition(":")
+    if host in ("", "0.0.0.0", "[::]"):  # noqa: S104 - it is compared, and nothing listens there
+        host = socket.gethostname()
+    return f"{'https' if is_served(config) else 'http'}://{host}:{port}"
 
 
 def _configured_headers(config: Config) -> list[Header]:

@@ -33,7 +33,14 @@ _OLD_NAMES: tuple[tuple[Keys, Keys], ...] = (
     (("redis", "addr"), ("redis", "addrs")),
 )
 # Where a key that nobody understood may leave open what should be shut.
-_LOCKS: tuple[Keys, ...] = (("auth",), ("http", "tls"), ("proxy",), ("middleware",))
+_LOCKS: tuple[Keys, ...] = (
+    ("auth",),
+    ("cluster", "policy"),
+    ("cluster", "tokenserver"),
+    ("http", "tls"),
+    ("proxy",),
+    ("middleware",),
+)
 _SECRET_KEY = re.compile(
     r"passw|passphrase|secret|credential|connectionstring|(api|license|access|account|container)key", re.IGNORECASE
 )
@@ -453,10 +460,7 @@ def _on(items: Sequence[Any] | None) -> bool:
 
 
 _REFUSED: tuple[tuple[str, Callable[[Config], object]], ...] = (
-    ("auth.htpasswd", lambda c: c.auth.htpasswd is not None),
-    ("auth.token", lambda c: c.auth.token is not None),
     ("auth.silly", lambda c: c.auth.silly is not None),
-    ("http.tls", lambda c: c.http.tls and c.http.tls.model_dump(exclude_defaults=True)),
     ("proxy.remoteurl", lambda c: c.proxy and c.proxy.remoteurl),
     ("middleware.registry", lambda c: c.middleware and _on(c.middleware.registry)),
     ("middleware.repository", lambda c: c.middleware and _on(c.middleware.repository)),
@@ -484,8 +488,66 @@ def _broken_rules(config: Config, drivers: list[str], reading: _Reading) -> Iter
             yield name, "not supported yet; to ignore it would change who may do what, or where bytes go"
     if config.http.net == "tcp" and not is_addr(config.http.addr):
         yield "http.addr", f"found {_found((), config.http.addr)}, wanted host:port, such as :5000"
-    if len(config.cluster.nodes) > 1 and not config.http.secret:
+    if config.cluster.secretfile and config.http.secret:
+        yield "cluster.secretfile", "written beside http.secret, wanted one of the two"
+    if len(config.cluster.nodes) > 1 and not config.http.secret and not config.cluster.secretfile:
         yield "http.secret", "missing, wanted one secret that all of cluster.nodes share"
+    yield from _broken_auth_rules(config)
+    yield from _broken_tls_rules(config)
+
+
+def _broken_auth_rules(config: Config) -> Iterator[tuple[str, str]]:
+    kinds = [name for name in ("htpasswd", "token", "silly") if getattr(config.auth, name) is not None]
+    if len(kinds) > 1:
+        yield "auth", f"found {', '.join(kinds)}, wanted one of them"
+    if (htpasswd := config.auth.htpasswd) is not None:
+        if not (htpasswd.realm and htpasswd.realm.isascii() and htpasswd.realm.isprintable()):
+            yield "auth.htpasswd.realm", f"found {_found((), htpasswd.realm)}, wanted a line of ASCII text"
+        if not htpasswd.path:
+            yield "auth.htpasswd.path", "missing, wanted the path of the file of accounts"
+    elif config.cluster.policy and config.cluster.tokenserver is None:
+        why = "somebody else's tokens say who may what" if config.auth.token else "nobody is asked who they are"
+        yield "cluster.policy", f"wanted auth.htpasswd or cluster.tokenserver too: {why}"
+    yield from _broken_token_rules(config)
+
+
+def _broken_token_rules(config: Config) -> Iterator[tuple[str, str]]:
+    token, server = config.auth.token, config.cluster.tokenserver
+    if server is not None:
+        if token is None:
+            yield "cluster.tokenserver", "wanted auth.token too: nobody is asked for the tokens that it makes"
+        for name in ("htpasswd", "keys"):
+            if not getattr(server, name):
+                yield f"cluster.tokenserver.{name}", "missing, wanted a path that all nodes share"
+    if token is None:
+        return
+    for name in ("issuer", "service"):
+        if not getattr(token, name):
+            yield f"auth.token.{name}", "missing: every token has to name it"
+    if not token.autoredirect and not re.match("https?://[^/]", token.realm):
+        yield "auth.token.realm", f"found {_found((), token.realm)}, wanted a URL, or auth.token.autoredirect"
+    if server is None and not (token.rootcertbundle or token.jwks):
+        yield "auth.token", "no keys to know tokens by: wanted rootcertbundle, jwks, or cluster.tokenserver"
+
+
+def _broken_tls_rules(config: Config) -> Iterator[tuple[str, str]]:
+    tls = config.http.tls
+    if tls is None or not tls.model_dump(exclude_defaults=True):
+        return
+    if tls.letsencrypt.model_dump(exclude_defaults=True):
+        yield (
+            "http.tls.letsencrypt",
+            "not supported: have another program keep http.tls.certificate and http.tls.key, which are read again "
+            "when they change",
+        )
+        return
+    for name in ("certificate", "key"):
+        if not getattr(tls, name):  # Distribution would listen without TLS
+            yield f"http.tls.{name}", "missing, wanted a path: the other settings of http.tls protect nothing alone"
+    if tls.clientauth and not tls.clientcas:
+        yield "http.tls.clientauth", "wanted http.tls.clientcas too: there is nobody to verify certificates by"
+    if tls.certificate and (plain := [url for url in config.cluster.nodes if url.startswith("http:")]):
+        yield "cluster.nodes", f"found {', '.join(plain)}, wanted https: the nodes have http.tls"
 
 
 def _broken_storage_rules(config: Config, drivers: list[str], reading: _Reading) -> Iterator[tuple[str, str]]:

@@ -50,11 +50,11 @@ def render(settings: Cluster, nodes: Mapping[str, str]) -> str:
             servers.append(_server(name, url))
         except ValueError as error:
             problems.append(str(error))
-    problems += _broken_rules(haproxy, servers)
+    problems += [*_broken_rules(haproxy, servers), *_broken_tls_rules(settings, servers)]
     if problems:
         raise ConfigError(problems)
     http = haproxy.mode == "http"
-    tls = haproxy.dns.tls or any(server.tls for server in servers)
+    tls = _is_tls(haproxy, servers)
     sticky = haproxy.stickiness.enabled
     return (
         _environment()
@@ -64,6 +64,7 @@ def render(settings: Cluster, nodes: Mapping[str, str]) -> str:
             servers=servers,
             http=http,
             tls=tls,
+            peer=settings.tls,
             proxy=settings.proxyprotocol,
             sticky=not http if sticky is None else sticky,
             resolver=haproxy.dns.name or haproxy.dns.resolver,
@@ -82,7 +83,7 @@ class _Server:
     name: str
     address: str  # host:port, as HAProxy writes it
     tls: bool
-    named: bool  # by a host name, not by an address
+    host: str  # its host name; empty where it has an address
 
 
 def _server(name: str, url: str) -> _Server:
@@ -103,7 +104,7 @@ def _server(name: str, url: str) -> _Server:
     if address is None and not is_host_name(host):
         raise wanted
     port = port or (443 if parts.scheme == "https" else 80)
-    return _Server(name, f"{address or host}:{port}", parts.scheme == "https", address is None)
+    return _Server(name, f"{address or host}:{port}", parts.scheme == "https", "" if address else host)
 
 
 def _address(host: str) -> str | None:
@@ -122,10 +123,6 @@ def _broken_rules(haproxy: Haproxy, servers: list[_Server]) -> Iterator[str]:
         yield "cluster.nodes: empty, wanted the URLs of the nodes, or cluster.haproxy.dns.name"
     if len({server.address for server in servers}) < len(servers):
         yield "cluster.nodes: two nodes have the same address"
-    if len({server.tls for server in servers}) > 1:
-        yield "cluster.nodes: found http and https, wanted one of them: clients meet any node"
-    if haproxy.mode == "http" and (haproxy.dns.tls or any(server.tls for server in servers)):
-        yield "cluster.haproxy.mode: found http, wanted tcp: TLS of the nodes passes through unread"
     if haproxy.dns.name and haproxy.backup:
         yield "cluster.haproxy.backup: servers that come from DNS have no order"
         return
@@ -134,6 +131,27 @@ def _broken_rules(haproxy: Haproxy, servers: list[_Server]) -> Iterator[str]:
         yield f"cluster.haproxy.backup: found {', '.join(sorted(unknown))}, wanted names of nodes"
     if names and names <= backup:
         yield "cluster.haproxy.backup: found every node, wanted one at least that is active"
+
+
+def _is_tls(haproxy: Haproxy, servers: list[_Server]) -> bool:
+    """Whether the nodes speak TLS."""
+    return haproxy.dns.tls or any(server.tls for server in servers)
+
+
+def _broken_tls_rules(settings: Cluster, servers: list[_Server]) -> Iterator[str]:
+    haproxy = settings.haproxy
+    if len({server.tls for server in servers}) > 1:
+        yield "cluster.nodes: found http and https, wanted one of them: clients meet any node"
+    if haproxy.mode == "tcp" and haproxy.tls.certificate:
+        yield "cluster.haproxy.mode: found tcp, wanted http: in tcp mode TLS passes through and cannot end here"
+    if haproxy.mode == "http" and _is_tls(haproxy, servers):
+        if not haproxy.tls.certificate:
+            yield (
+                "cluster.haproxy.mode: found http, wanted tcp, in which TLS of the nodes passes through unread, "
+                "or cluster.haproxy.tls.certificate, with which it ends here"
+            )
+        if not settings.tls.ca:
+            yield "cluster.tls.ca: missing, wanted the authority by which HAProxy tells a node from anybody else"
 
 
 def _bind(address: str) -> str:
@@ -215,22 +233,23 @@ class Runtime:
         Its health no longer counts: a node that stops refuses checks, and marking it down would cut its transfers.
         """
         server = self._find(name)
-        self._do(f"disable health {BACKEND}/{name}")
-        self._do(f"set server {BACKEND}/{name} state drain")
+        self._do(f"disable health {BACKEND}/{server.name}")
+        self._do(f"set server {BACKEND}/{server.name} state drain")
         # A stick-table would go on sending its clients there.
         if self._is_sticky():
             self._do(f"clear table {BACKEND} data.server_id eq {server.id}")
 
     def ready(self, name: str) -> None:
         """Give a node work again. It gets some at once: call this when the node says that it is ready."""
-        self._find(name)
-        self._do(f"set server {BACKEND}/{name} state ready")
-        self._do(f"enable health {BACKEND}/{name}")
+        server = self._find(name)
+        self._do(f"set server {BACKEND}/{server.name} state ready")
+        self._do(f"enable health {BACKEND}/{server.name}")
 
     def _find(self, name: str) -> Server:
+        """By its name, or by its address: names of nodes that DNS tells are HAProxy's own."""
         servers = self.servers()
         for server in servers:
-            if server.name == name:
+            if name in (server.name, server.address, server.address.rpartition(":")[0]):
                 return server
         known = ", ".join(server.name for server in servers)
         raise BalancerError(f"{self._path}: no node {name!r} in HAProxy's configuration, there are: {known}")

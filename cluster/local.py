@@ -1,14 +1,13 @@
 """`registry-cluster up`: several nodes, Redis and HAProxy on one machine, as real processes, for one person.
 
-Owns the processes: starts them, starts again what dies, stops all of them, and keeps `cluster.json` true. Each node
-is `registry-cluster serve` in a process group of its own, as it would run anywhere else. Operations on a running
-cluster are in operate.py.
+Decides what runs and with which configuration, and keeps `cluster.json` true. Each node is `registry-cluster serve`
+in a process group of its own, as it would run anywhere else. The processes are kept by supervisor.py, certificates
+and accounts are made by protect.py, operations on a running cluster are in operate.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
@@ -16,124 +15,51 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from cluster.errors import ConfigError
+from cluster.places import Place, laid_over
+from cluster.protect import USER, Protection
+from cluster.supervisor import Child, Supervisor, say
+from cluster.trust import reference_host
 
 STATE = "cluster.json"
 _HOST = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
-_RESTART_PAUSE = (0.1, 5.0)  # seconds before a process is started again: the first time, at most
-_LIVED = 10.0  # seconds after which a process is taken to have started well
-_STOP = 40.0  # seconds for a process to stop before it is killed; longer than a node drains
 _SOCKET_NAME = 80  # characters
-_READY = 30.0  # seconds for a process to be of use
-
-_libc = ctypes.CDLL(None)
-
-
-@dataclass
-class Child:
-    """One process that is to be running."""
-
-    name: str
-    command: list[str]
-    log: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    is_ready: Callable[[], bool] = lambda: True
-    pid: int | None = None
-
-
-class Supervisor:
-    """Keeps children running until it is told to stop."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._stopping = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def add(self, child: Child) -> None:
-        """Start a child, and return when it is of use. ConfigError when that does not happen in time."""
-        self._tasks[child.name] = asyncio.create_task(self._keep(child))
-        deadline = time.monotonic() + _READY
-        while not (child.pid is not None and await asyncio.to_thread(child.is_ready)):
-            if time.monotonic() > deadline or self._stopping.is_set():
-                raise ConfigError([f"{child.name} did not become ready in {_READY:g} s: see {child.log}"])
-            await asyncio.sleep(0.05)
-
-    async def stop(self) -> None:
-        """Stop all children side by side."""
-        self._stopping.set()
-        await asyncio.gather(*self._tasks.values())
-
-    async def wait(self) -> None:
-        """Until somebody called `stop`."""
-        await self._stopping.wait()
-
-    async def _keep(self, child: Child) -> None:
-        pause, longest = _RESTART_PAUSE
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            code = await self._run(child)
-            if self._stopping.is_set():
-                return
-            pause = _RESTART_PAUSE[0] if time.monotonic() - started > _LIVED else min(pause * 2, longest)
-            say(f"{child.name} ended ({_ending(code)}); starting it again in {pause:g} s")
-            try:
-                await asyncio.wait_for(self._stopping.wait(), pause)
-            except TimeoutError:
-                pass
-
-    async def _run(self, child: Child) -> int:
-        log = os.open(child.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        process = await asyncio.create_subprocess_exec(
-            *child.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **child.environment},
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-        os.close(log)
-        child.pid = process.pid
-        self._changed()
-        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not ended.done():
-            await self._end(process, ended)
-        # What the leader leaves behind still holds its port; a node is its whole process group.
-        signal_group(process.pid, signal.SIGKILL)
-        child.pid = None
-        self._changed()
-        return await ended
-
-    @staticmethod
-    async def _end(process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
-        process.terminate()
-        await asyncio.wait([ended], timeout=_STOP)
-        signal_group(process.pid, signal.SIGKILL)
 
 
 class LocalCluster:
     """The parts of one cluster, below one directory."""
 
-    def __init__(self, *, nodes: int, port: int, directory: str, base: Mapping[str, Any] | None = None) -> None:
-        self._directory = os.path.abspath(directory)
+    def __init__(
+        self,
+        *,
+        nodes: int,
+        port: int,
+        protection: Protection,
+        base: Mapping[str, Any] | None = None,
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
+        self._protection = protection
+        self._password: str | None = None  # of an account that was made just now
+        self._directory = os.path.abspath(protection.directory)
         self._run = f"{self._directory}/run"
         self._port = port
         self._base = dict(base or {})
+        self._places = dict(places or {})
         self._supervisor = Supervisor(self._write_state)
-        self._node_urls = {f"node-{n + 1}": f"http://{_HOST}:{_free_port(port + 1 + n)}" for n in range(nodes)}
+        self._endpoint = f"{protection.scheme}://{_HOST}:{port}"
+        self._node_urls = {
+            name: f"{protection.scheme}://{self._place(name).host}:{_free_port(port + number)}"
+            for number, name in enumerate((f"node-{n + 1}" for n in range(nodes)), 1)
+        }
         self._redis_port = _free_port(port + 1 + nodes)
         self._redis_kind = "redis-server" if shutil.which("redis-server") else "embedded"
         haproxy = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -177,6 +103,7 @@ class LocalCluster:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
             say("redis-server is not installed: using an embedded one, for trying things out")
+        self._password = self._protection.provide()
 
     def _claim(self) -> None:
         """One cluster in a directory: two would write over each other's files. Given up when this process ends."""
@@ -201,14 +128,18 @@ class LocalCluster:
         if self._redis_kind == "redis-server":
             # Nothing that matters is only there: it keeps no file.
             options = ["--port", str(port), "--bind", _HOST, "--save", "", "--appendonly", "no", "--dir", self._run]
-            command = ["redis-server", *options]
+            command = ["redis-server", *options, *self._place("redis").arguments]
         return Child("redis", command, log, is_ready=lambda: _accepts(port))
 
     def _node_child(self, name: str, url: str) -> Child:
         path = f"{self._run}/{name}.yml"
         write_private(path, yaml.safe_dump(self._node_config(name, url), sort_keys=False))
-        command = [sys.executable, "-m", "cluster", "serve", path]
-        return Child(name, command, f"{self._run}/{name}.log", is_ready=lambda: is_ready(url))
+        place, trust, log = self._place(name), self._protection.trust(), f"{self._run}/{name}.log"
+        command = [*place.around, sys.executable, "-m", "cluster", "serve", path, *place.arguments]
+        return Child(name, command, log, place.environment, is_ready=lambda: is_ready(url, trust))
+
+    def _place(self, part: str) -> Place:
+        return self._places.get(part, Place())
 
     def _node_config(self, name: str, url: str) -> dict[str, Any]:
         """What the user's configuration says, and what makes it this node of this cluster."""
@@ -217,7 +148,7 @@ class LocalCluster:
         config["storage"]["filesystem"] = {"rootdirectory": f"{self._directory}/registry"}
         config.setdefault("health", {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}})
         http = config.setdefault("http", {})
-        http.update(addr=url.removeprefix("http://"), secret=http.get("secret") or self._secret())
+        http.update(addr=url.partition("://")[2], secret=http.get("secret") or self._secret())
         config["redis"] = {"addrs": [f"{_HOST}:{self._redis_port}"]}
         ours = config.setdefault("cluster", {})
         ours.update(name=name, nodes=list(self._node_urls.values()))
@@ -228,7 +159,8 @@ class LocalCluster:
             ours.setdefault("haproxy", {}).update(
                 bind=f"{_HOST}:{self._port}", socket=self._socket, names=list(self._node_urls)
             )
-        return config
+        self._protection.lay_over(config, self._endpoint)
+        return laid_over(config, self._place(name).config)
 
     @property
     def _socket(self) -> str:
@@ -241,8 +173,9 @@ class LocalCluster:
         first = next(iter(self._node_urls))
         with open(path, "wb") as file:
             file.write(_output([sys.executable, "-m", "cluster", "haproxy", f"{self._run}/{first}.yml"]))
-        url = f"http://{_HOST}:{self._port}"
-        return Child("haproxy", [program, "-W", "-db", "-f", path], log, is_ready=lambda: is_ready(url))
+        trust = self._protection.trust()
+        command = [program, "-W", "-db", "-f", path]
+        return Child("haproxy", command, log, is_ready=lambda: is_ready(self._endpoint, trust))
 
     def _write_state(self) -> None:
         """`cluster.json`: what runs where, for people, tests and operate.py. Replaced in one step."""
@@ -250,8 +183,8 @@ class LocalCluster:
         if self._haproxy is not None:
             pid = self._balancer.pid if self._balancer else None
             balancer = {"kind": "haproxy", "pid": pid, "config": f"{self._run}/haproxy.cfg", "socket": self._socket}
-        state = {
-            "endpoint": f"http://{_HOST}:{self._port}",
+        state: dict[str, Any] = {
+            "endpoint": self._endpoint,
             "nodes": [
                 {"name": node.name, "url": self._node_urls[node.name], "pid": node.pid} for node in self._nodes
             ],
@@ -262,24 +195,45 @@ class LocalCluster:
             },
             "balancer": balancer,
         }
+        if self._protection.authority is not None:
+            state["ca"] = self._protection.authority
         path = f"{self._directory}/{STATE}"
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             json.dump(state, file, indent=2)
         os.replace(f"{path}.new", path)
 
     def _print_welcome(self) -> None:
-        host = f"{_HOST}:{self._port}"
-        print(
-            f"\n  registry-cluster: {len(self._nodes)} nodes at http://{host}, data in {self._directory}\n\n"
-            f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1\n"
-            "  or, without an engine:\n"
-            "                   skopeo copy --dest-tls-verify=false docker://SOME/IMAGE "
-            f"docker://{host}/team/app:v1\n"
-            f"  look at it:      curl http://{host}/v2/_catalog\n"
-            f"  lose a node:     registry-cluster status --data {self._directory}; kill -9 -PID of one\n"
+        host = reference_host(_HOST, self._port)
+        authority = self._protection.authority
+        certs = f"--dest-cert-dir {os.path.dirname(authority)}" if authority else "--dest-tls-verify=false"
+        lines = [
+            f"\n  registry-cluster: {len(self._nodes)} nodes at {self._endpoint}, data in {self._directory}\n",
+            *self._ways_in(host),
+            f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1",
+            "  or, without an engine:",
+            f"                   skopeo copy {certs} docker://SOME/IMAGE "
+            f"docker://{host}/team/app:v1",
+            f"  look at it:      curl {self._curl_options()}{self._endpoint}/v2/_catalog",
+            f"  lose a node:     registry-cluster status --data {self._directory}; kill -9 -PID of one",
             "  stop it:         Ctrl-C\n",
-            flush=True,
-        )
+        ]
+        print("\n".join(lines), flush=True)
+
+    def _ways_in(self, host: str) -> list[str]:
+        """What a client needs before it may do anything."""
+        lines = []
+        if authority := self._protection.authority:
+            lines.append(f"  trust it:        install -D -m 644 {authority} /etc/docker/certs.d/{host}/ca.crt")
+        if self._protection.auth:
+            lines.append(f"  log in:          docker login -u {USER} {host}")
+            if self._password is not None:
+                lines.append(f"  password:        {self._password}   (shown this once)")
+            lines.append(f"  more accounts:   registry-cluster user add --file {self._protection.accounts} NAME")
+        return lines
+
+    def _curl_options(self) -> str:
+        authority = f"--cacert {self._protection.authority} " if self._protection.authority else ""
+        return authority + (f"-u {USER} " if self._protection.auth == "htpasswd" else "")
 
 
 def read_base(path: str) -> dict[str, Any]:
@@ -294,11 +248,6 @@ def read_base(path: str) -> dict[str, Any]:
     return base
 
 
-def say(text: str) -> None:
-    """One line for the person in front of it."""
-    print(f"registry-cluster: {text}", file=sys.stderr, flush=True)
-
-
 def write_private(path: str, text: str) -> None:
     """A file that only its owner may read, replaced in one step."""
     temporary = f"{path}.{secrets.token_hex(4)}"
@@ -308,34 +257,18 @@ def write_private(path: str, text: str) -> None:
     os.replace(temporary, path)
 
 
-def is_ready(url: str) -> bool:
+def is_ready(url: str, trust: ssl.SSLContext) -> bool:
     """Whether a node says that it takes work."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 - a URL of our own making
+        # A URL of our own making.
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2, context=trust) as answer:  # noqa: S310
             return int(answer.status) == 200
     except OSError:
         return False
 
 
-def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal a process and all that it started."""
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
-
-
 def _output(command: list[str]) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603 - our own command
-
-
-def _die_with_parent() -> None:
-    """In the child, before it becomes the command: when we are killed, nothing stays behind."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _ending(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _accepts(port: int) -> bool:

@@ -21,6 +21,7 @@ from cluster.api.edge import Record
 _LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _FLUSH = 0.1  # seconds a line may wait for others
 _BUFFER = 64 * 1024  # bytes
+_HIDDEN = ("_state=", "password=", "refresh_token=", "access_token=", "token=")
 _PARAMETER = re.compile(r"([^&=]*=)([^&]*)")
 _UNPRINTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 
@@ -102,7 +103,7 @@ class AccessLog:
         client = (record.scope.get("client") or ("-",))[0] or "-"
         referer, agent = _quoted(record.headers.get(b"referer")), _quoted(record.headers.get(b"user-agent"))
         return (
-            f'{client} - - [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
+            f'{client} - {_user(record.scope)} [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
             f'HTTP/{record.scope["http_version"]}" {record.status} {record.sent} "{referer}" "{agent}" '
             f"{record.seconds:.6f} {record.request_id}\n"
         )
@@ -123,6 +124,8 @@ class AccessLog:
             "http.response.duration": round(record.seconds, 6),
             **self._fields,
         }
+        if user := record.scope.get("registry.user"):  # who was believed; what was sent is nobody's business
+            entry["auth.user.name"] = user
         return json.dumps(entry, default=str) + "\n"
 
 
@@ -134,9 +137,15 @@ def _target(scope: Mapping[str, Any]) -> str:
     return f"{target}?{_PARAMETER.sub(_hide, query)}" if query else target
 
 
+def _user(scope: Mapping[str, Any]) -> str:
+    """Who was believed, as one word."""
+    name: str = scope.get("registry.user") or "-"
+    return _quoted(name.encode()).replace(" ", "\\x20")
+
+
 def _hide(parameter: re.Match[str]) -> str:
-    """A parameter of a query without the upload token, however its name was spelt."""
-    return f"{parameter[1]}<hidden>" if unquote_plus(parameter[1]) == "_state=" else parameter[0]
+    """A parameter of a query, without what lets its bearer do something, however its name was spelt."""
+    return f"{parameter[1]}<hidden>" if unquote_plus(parameter[1]).lower() in _HIDDEN else parameter[0]
 
 
 def _quoted(value: bytes | None) -> str:

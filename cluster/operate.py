@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,10 @@ from typing import Any
 
 from cluster.errors import ConfigError
 from cluster.haproxy import Runtime
-from cluster.local import STATE, is_ready, say
+from cluster.local import STATE, is_ready
+from cluster.settings import PeerTls
+from cluster.supervisor import say
+from cluster.tls import client_context
 
 _QUIET = 1.0  # seconds that sessions of a drained node may still have; then it is told to stop, and finishes them
 _RESTART = 60.0  # seconds for a node to stop and come back
@@ -37,9 +41,10 @@ def read_state(directory: str) -> dict[str, Any]:
 def status(directory: str) -> list[str]:
     """One line for each part of the cluster."""
     state = read_state(directory)
+    trust = _trust(state)
     lines = [f"endpoint  {state['endpoint']}"]
     for node in state["nodes"]:
-        health = _health(node["url"])
+        health = _health(node["url"], trust)
         if health is None:
             lines.append(f"{node['name']:<9} {node['url']}  pid {node['pid']}  does not answer")
             continue
@@ -52,6 +57,18 @@ def status(directory: str) -> list[str]:
     lines.append(f"redis     {redis['url']}  pid {redis['pid']}  {redis['kind']}")
     lines.append(f"balancer  {balancer['kind']}  pid {balancer['pid']}")
     return lines
+
+
+def seen_by(socket: str) -> list[str]:
+    """One line for each node of a running HAProxy; one for all the places that have got no address from DNS."""
+    servers = Runtime(socket).servers()
+    free = [server.name for server in servers if not server.address]
+    lines = [
+        f"{server.name:<9} {server.address}  {server.status}  sessions {server.sessions}"
+        for server in servers
+        if server.address
+    ]
+    return [*lines, f"free: {' '.join(free)}"] if free else lines
 
 
 def drain(directory: str, name: str) -> None:
@@ -91,8 +108,14 @@ def _restart(directory: str, name: str) -> None:
 
 
 def _is_back(directory: str, name: str, old: int) -> bool:
-    node = _node(read_state(directory), name)
-    return node["pid"] not in (None, old) and is_ready(node["url"])
+    state = read_state(directory)
+    node = _node(state, name)
+    return node["pid"] not in (None, old) and is_ready(node["url"], _trust(state))
+
+
+def _trust(state: dict[str, Any]) -> ssl.SSLContext:
+    """How the nodes are known to be those of this cluster."""
+    return client_context(PeerTls(ca=state.get("ca", "")))
 
 
 def _node(state: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,9 +133,10 @@ def _runtime(state: dict[str, Any]) -> Runtime:
     return Runtime(socket)
 
 
-def _health(url: str) -> dict[str, Any] | None:
+def _health(url: str, trust: ssl.SSLContext) -> dict[str, Any] | None:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=3) as answer:  # noqa: S310 - a URL of cluster.json
+        # A URL of cluster.json.
+        with urllib.request.urlopen(f"{url}/healthz", timeout=3, context=trust) as answer:  # noqa: S310
             report: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         report = json.load(error)

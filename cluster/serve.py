@@ -9,27 +9,30 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from cluster import doctor, logs
+from cluster import doctor, logs, secretfile
 from cluster.api.edge import Patience
 from cluster.app import Application, build, data_directory, port_of
+from cluster.auth.build import build_authenticator, build_token_server, prepare_files
 from cluster.errors import ConfigError, StorageError
 from cluster.identity import Identity, identify, write_mark
 from cluster.settings import Config
+from cluster.state.shared import SharedState
 from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.threads import Threads
+from cluster.tally import Tally
+from cluster.tls import ServedCertificate, client_context, is_served
 
 _DISCONNECT_GRACE = 60  # seconds for storing what came before a client left
+_HEADER_LIMIT = 20 * 1024  # bytes of a header; a token of the longest kind fits (auth/tokens.py)
 _LINE_LIMIT = 8190  # bytes of a request line: names, tokens and ten tags fit; also gunicorn's largest
-_SECRET_BYTES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -43,19 +46,24 @@ class Server(BaseApplication):  # type: ignore[misc]
         keys: list[bytes],
         identity: Identity,
         patience: Patience,
+        served: ServedCertificate | None,
         options: dict[str, Any],
     ) -> None:
         self._config = config
         self._keys = keys
         self._identity = identity
         self.patience = patience  # for the worker, which finds this object as its `app`
+        self.served = served  # for the worker as well; None: it speaks no TLS
         self._options = options
         self._application: Application | None = None
+        self._tally = Tally()
         super().__init__()
 
     def load_config(self) -> None:
         for key, value in self._options.items():
             self.cfg.set(key, value)
+        self.cfg.set("pre_fork", lambda _, worker: self._tally.admit(worker.age))
+        self.cfg.set("child_exit", self._forget)
 
     def load(self) -> Any:
         """Called in each worker, after the fork: threads and the event loop belong to it."""
@@ -64,10 +72,25 @@ class Server(BaseApplication):  # type: ignore[misc]
             from cluster.metrics import Metrics  # noqa: PLC0415 - it reads its directory when imported
 
             metrics = Metrics()
-        self._application = build(self._config, self._keys, identity=self._identity, metrics=metrics)
+        self._application = build(
+            self._config, self._keys, identity=self._identity, metrics=metrics, tally=self._tally
+        )
         if metrics is not None:
             self._application.edge.tell_in_flight = metrics.in_flight.set
         return self._application.edge
+
+    def is_plain(self, sock: Any) -> bool:
+        """Whether a listening socket of gunicorn's is the one of the debug port, which speaks no TLS."""
+        port = port_of(self._config.http.debug.addr)
+        return port is not None and isinstance(sock.cfg_addr, tuple) and sock.cfg_addr[1] == port
+
+    def _forget(self, _: Any, worker: Any) -> None:
+        """In the arbiter: a worker has ended, however that came."""
+        self._tally.dismiss(worker.age)
+        if self._config.http.debug.prometheus.enabled:
+            from cluster.metrics import forget_worker  # noqa: PLC0415 - it reads its directory when imported
+
+            forget_worker(worker.pid)
 
     def on_drain(self) -> None:
         """The worker was told to stop."""
@@ -78,11 +101,13 @@ class Server(BaseApplication):  # type: ignore[misc]
 def serve(config: Config, patience: Patience = Patience()) -> None:  # noqa: B008 - a frozen value
     """Run until a signal. Raises ConfigError when storage or the secret cannot be used; SystemExit at the end."""
     logs.set_up(config.log.level, config.log.formatter, config.log.fields)
+    served = ServedCertificate(config.http.tls) if config.http.tls and is_served(config) else None
     check_storage(config)
+    check_authentication(config)
     keys = key_ring(config)
     identity = join(config, keys)
     _set_up_metrics(config)
-    Server(config, keys, identity, patience, _options(config, patience)).run()
+    Server(config, keys, identity, patience, served, _options(config, patience)).run()
 
 
 def _options(config: Config, patience: Patience) -> dict[str, Any]:
@@ -96,6 +121,7 @@ def _options(config: Config, patience: Patience) -> dict[str, Any]:
         "asgi_disconnect_grace_period": _DISCONNECT_GRACE,
         "limit_request_line": _LINE_LIMIT,
         "limit_request_fields": 100,
+        "limit_request_field_size": _HEADER_LIMIT,
         "proc_name": "registry-cluster",
         "loglevel": {"warn": "warning"}.get(config.log.level, config.log.level),
         "logger_class": "cluster.serve.GunicornLog",
@@ -107,8 +133,6 @@ def _options(config: Config, patience: Patience) -> dict[str, Any]:
     if config.cluster.proxyprotocol:
         # Only the parser written in Python knows it; a client that does not speak it is served as well.
         options.update(http_parser="python", proxy_protocol="auto", proxy_allow_ips=_proxies(config))
-    if config.http.debug.prometheus.enabled:
-        options["child_exit"] = _forget_worker
     if config.cluster.sharedaddr:
         options["reuse_port"] = True
     return options
@@ -177,10 +201,21 @@ def check_storage(config: Config) -> None:
         ) from error
 
 
+def check_authentication(config: Config) -> None:
+    """Refuse to start with accounts or keys that cannot be used, and make what a first start makes. ConfigError."""
+    prepare_files(config)
+    build_authenticator(config, SharedState(None))
+    build_token_server(config, SharedState(None))
+
+
 def join(config: Config, keys: list[bytes]) -> Identity:
     """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
     identity, directory = standing(config, keys)
-    findings = doctor.compare(identity, directory, config.cluster.nodes)
+    heartbeats = doctor.listen(config.redis, keys)
+    if heartbeats is not None and heartbeats.trouble:
+        _log.warning("Redis cannot be asked for the other nodes: %s", heartbeats.trouble)
+    trust = client_context(config.cluster.tls)
+    findings = doctor.compare(identity, directory, config.cluster.nodes, trust, heartbeats)
     for finding in findings:
         for warning in finding.warnings:
             _log.warning("node %s: %s", finding.name, warning)
@@ -201,16 +236,18 @@ def standing(config: Config, keys: list[bytes]) -> tuple[Identity, str | None]:
 
 
 def key_ring(config: Config) -> list[bytes]:
-    """`http.secret` and `cluster.secrets`: sign with the first, accept any.
+    """`http.secret`, or what is in `cluster.secretfile`, and `cluster.secrets`: sign with the first, accept any.
 
     A single node without a secret draws one and keeps it beside its data, so that uploads outlive a restart.
     """
     ring = [secret.encode() for secret in (config.http.secret, *config.cluster.secrets) if secret]
+    if config.cluster.secretfile:
+        return secretfile.keys(config.cluster.secretfile) + ring
     if ring:
         return ring
     _log.warning("http.secret is empty: drawing one for this node; several nodes need the same one written down")
     if config.storage.driver != "filesystem" or config.storage.maintenance.readonly.enabled:
-        return [secrets.token_bytes(_SECRET_BYTES)]
+        return [secretfile.draw().encode()]
     return [_kept_secret(f"{data_directory(config)}/{layout.SECRET}")]
 
 
@@ -221,21 +258,10 @@ def _kept_secret(path: str) -> bytes:
         return disk.read(path)
     except FileNotFoundError:
         pass
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        disk.write(fd, secrets.token_hex(_SECRET_BYTES).encode())
-        disk.sync(fd)
-    finally:
-        disk.close(fd)
-    try:
-        disk.link(temporary, path)
+        secretfile.create(path, secretfile.draw().encode())
     except FileExistsError:
         pass
-    finally:
-        disk.unlink(temporary)
-    disk.sync_path(os.path.dirname(path))
     return disk.read(path)
 
 
@@ -246,12 +272,6 @@ def _set_up_metrics(config: Config) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         owner = os.getpid()
         atexit.register(lambda: shutil.rmtree(directory, ignore_errors=True) if os.getpid() == owner else None)
-
-
-def _forget_worker(_: Any, worker: Any) -> None:
-    from cluster.metrics import forget_worker  # noqa: PLC0415 - it reads its directory when imported
-
-    forget_worker(worker.pid)
 
 
 class GunicornLog:

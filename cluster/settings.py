@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from cluster.ciphers import ALWAYS_ON, CIPHERS
+
 DRIVERS = ("filesystem", "inmemory")
 UNSERVED_DRIVERS = ("s3", "s3aws", "azure", "gcs", "swift", "oss")
 
@@ -320,15 +322,30 @@ class Silly(Section):
     service: str = ""
 
 
+Algorithm = Literal[
+    "EdDSA", "ES256", "ES384", "ES512", "HS256", "HS384", "HS512",
+    "PS256", "PS384", "PS512", "RS256", "RS384", "RS512",
+]  # fmt: skip
+
+
+def _quotable(value: str) -> str:
+    if not re.fullmatch(r"[ !#-\[\]-~]*", value):
+        raise ValueError("a line of ASCII text without quotes and backslashes")
+    return value
+
+
+Quotable = Annotated[str, AfterValidator(_quotable)]  # stands between quotes in a header
+
+
 class Token(Section):
-    realm: str = ""
+    realm: Quotable = ""
     issuer: str = ""
-    service: str = ""
+    service: Quotable = ""
     rootcertbundle: str = ""
     jwks: str = ""
-    signingalgorithms: list[str] = []
+    signingalgorithms: list[Algorithm] = []
     autoredirect: bool = False
-    autoredirectpath: str = "/auth/token"
+    autoredirectpath: Annotated[Path, AfterValidator(_quotable)] = "/auth/token"
 
 
 class Auth(Section):
@@ -358,13 +375,22 @@ class LetsEncrypt(Section):
     directoryurl: str = ""
 
 
+def _cipher_suite(value: str) -> str:
+    if value not in CIPHERS and value not in ALWAYS_ON:
+        raise ValueError("a name of Go's crypto/tls, such as TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")
+    return value
+
+
 class Tls(Section):
     certificate: str = ""
     key: str = ""
     clientcas: list[str] = []
-    clientauth: str = ""
-    minimumtls: str = ""
-    ciphersuites: list[str] = []
+    # Not Go's require-any-client-cert: a certificate that nobody verifies says nothing.
+    clientauth: Literal[
+        "", "request-client-cert", "verify-client-cert-if-given", "require-and-verify-client-cert"
+    ] = ""
+    minimumtls: Literal["", "tls1.2", "tls1.3"] = ""
+    ciphersuites: list[Annotated[str, AfterValidator(_cipher_suite)]] = []
     letsencrypt: LetsEncrypt = LetsEncrypt()
 
 
@@ -609,11 +635,51 @@ class Dns(Section):
     tls: bool = False
 
 
+def _haproxy_path(value: str) -> str:
+    if value and not re.fullmatch(r"/[A-Za-z0-9._/-]{1,250}", value):
+        raise ValueError("a path from the root on, of letters, digits, '.', '_', '-' and '/'")
+    return value
+
+
+HaproxyPath = Annotated[str, AfterValidator(_haproxy_path)]
+
+
+class HaproxyTls(Section):
+    """TLS that HAProxy itself ends."""
+
+    certificate: HaproxyPath = ""
+
+
+class PeerTls(Section):
+    """How nodes, commands and HAProxy know a node that speaks TLS."""
+
+    ca: HaproxyPath = ""
+    name: HostName = ""
+    certificate: HaproxyPath = ""
+
+
+def _lifetime(seconds: float) -> float:
+    if not 60 <= seconds <= 24 * 3600:  # clients take a token for one of a minute where they are not told better
+        raise ValueError("a duration from 1m to 24h")
+    return seconds
+
+
+class TokenServer(Section):
+    """The cluster makes the tokens of auth.token itself."""
+
+    htpasswd: str = ""
+    keys: str = ""
+    algorithm: Literal["ES256", "EdDSA", "RS256"] = "ES256"
+    lifetime: Annotated[Duration, AfterValidator(_lifetime)] = 5 * 60.0
+    refresh: Annotated[Duration, Field(le=365 * 24 * 3600)] = 30 * 24 * 3600.0
+
+
 class Haproxy(Section):
     """What `registry-cluster haproxy` prints is made of this."""
 
     mode: Literal["tcp", "http"] = "tcp"
     bind: Place = ":5000"
+    tls: HaproxyTls = HaproxyTls()
     balance: Literal["roundrobin", "leastconn"] = "roundrobin"
     stickiness: Stickiness = Stickiness()
     names: list[str] = []
@@ -632,13 +698,17 @@ class Cluster(Section):
     nodes: list[Url] = []
     sharedaddr: Addr = ""  # a second address, on which all nodes of a machine listen together (SO_REUSEPORT)
     secrets: Annotated[list[str], Field(repr=False)] = []
+    secretfile: str = ""  # in place of http.secret (cluster/secretfile.py)
     mixed: bool = False
     sparse: bool = False
     anonymousmount: bool = True
+    policy: str = ""  # a file: who may do what (auth/policy.py)
     trustedproxies: Networks = PRIVATE
     chunkminlength: Size = 0
     maxuploads: Positive = 256
     proxyprotocol: bool = False
+    tokenserver: TokenServer | None = None
+    tls: PeerTls = PeerTls()
     haproxy: Haproxy = Haproxy()
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prepares a machine for this project: `venv` makes the Python environment, `tools` installs what the tests
-# drive (clients, servers to compare with), `more-tools` what only `make test-clients` needs.
+# drive (clients, servers to compare with), `more-tools` what only `make test-clients` needs, `compose` what
+# only `make test-compose` does.
 # It installs system packages as root only, names in one line what it may not install, and starts no service.
 set -eu
 
@@ -13,7 +14,8 @@ BIN=$PROJECT/.tools/bin
 TOOLS="skopeo:skopeo podman:podman dockerd:docker.io docker:docker-cli docker-registry:docker-registry
     nginx:nginx-light htpasswd:apache2-utils redis-server:redis-server haproxy:haproxy debootstrap:debootstrap
     fusermount3:fuse3 ip:iproute2 iptables:iptables crun:crun newuidmap:uidmap fuse-overlayfs:fuse-overlayfs
-    openssl:openssl curl:curl setpriv:util-linux"
+    openssl:openssl curl:curl setpriv:util-linux docker-compose:docker-compose systemd-analyze:systemd
+    bindfs:bindfs"
 MORE_TOOLS="buildah:buildah containerd:containerd ctr:containerd"
 
 say() { echo "bootstrap: $*" >&2; }
@@ -101,7 +103,7 @@ make_venv() {
     .venv/bin/python -c 'import pip, sys; sys.exit([int(n) for n in pip.__version__.split(".")[:2]] < [25, 1])' ||
         pip_install --upgrade 'pip>=25.1'
     say "installing the project and its tools for lint and tests into .venv"
-    pip_install --editable '.[embedded]' --group lint --group tests
+    pip_install --editable '.[embedded]' --group lint --group tests --group load
     echo "$stamp" >.venv/stamp
 }
 
@@ -207,6 +209,23 @@ install_tools() {
     install_conformance
 }
 
+# Today's compose as a program of its own; its excludes keep `go install` from taking it.
+install_compose() {
+    mkdir -p "$BIN"
+    have compose && return 0
+    find_go
+    say "building compose"
+    scratch=$(mktemp -d)
+    (
+        cd "$scratch"
+        printf 'module tools\n\ngo 1.24\n' >go.mod
+        export GOFLAGS=-mod=mod CGO_ENABLED=0
+        quietly "$GO" get github.com/docker/compose/v5/cmd@v5.5.1 &&
+            quietly "$GO" build -o "$BIN/compose" github.com/docker/compose/v5/cmd
+    ) || die "compose could not be built"
+    rm -rf "$scratch"
+}
+
 install_more_tools() {
     mkdir -p "$BIN"
     # shellcheck disable=SC2086
@@ -214,12 +233,13 @@ install_more_tools() {
     go_install helm helm.sh/helm/v3/cmd/helm@v3.19.0
 }
 
-[ $# -gt 0 ] || die "usage: bootstrap.sh venv | tools | more-tools ..."
+[ $# -gt 0 ] || die "usage: bootstrap.sh venv | tools | more-tools | compose ..."
 for part in "$@"; do
     case $part in
         venv) make_venv ;;
         tools) install_tools ;;
         more-tools) install_more_tools ;;
-        *) die "unknown part: $part (venv, tools or more-tools)" ;;
+        compose) install_compose ;;
+        *) die "unknown part: $part (venv, tools, more-tools or compose)" ;;
     esac
 done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.errors import TooManyRequests, Unsupported
@@ -11,11 +11,14 @@ from cluster.errors import TooManyRequests, Unsupported
 class Guard:
     """The switches of the configuration, asked by the resources before they do anything."""
 
-    def __init__(self, *, read_only: bool, delete: bool, uploads: int) -> None:
+    def __init__(
+        self, *, read_only: bool, delete: bool, uploads: int, tell: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._read_only = read_only
         self._delete = delete
         self._uploads = uploads
-        self.uploading = 0  # requests with an upload's body under way in this worker
+        self._tell = tell  # hears of every change of the next
+        self._uploading = 0  # requests with an upload's body under way in this worker
 
     def write(self) -> None:
         """Unsupported while `storage.maintenance.readonly` is on."""
@@ -32,12 +35,16 @@ class Guard:
     @contextmanager
     def upload(self) -> Iterator[None]:
         """A place among the bodies being taken; TooManyRequests when there is none (`cluster.maxuploads`)."""
-        if self.uploading >= self._uploads:
+        if self._uploading >= self._uploads:
             raise TooManyRequests(
                 f"this worker takes {self._uploads} uploads at once", headers={"Retry-After": "1"}
             )
-        self.uploading += 1
+        self._count(+1)
         try:
             yield
         finally:
-            self.uploading -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._uploading += change
+        self._tell(self._uploading)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from urllib.parse import parse_qsl
 
+from cluster.api.access import caller_of
 from cluster.api.errors import Request, Response
 from cluster.api.guard import Guard
 from cluster.api.urls import Urls
-from cluster.errors import DigestInvalid, NameInvalid, RangeInvalid, UploadInvalid
+from cluster.auth.access import PULL, REPOSITORY, Access, Anyone
+from cluster.errors import DigestInvalid, NameInvalid, RangeInvalid, RegistryError, UploadInvalid
 from cluster.oci.digest import CANONICAL, Digest, parse_algorithm
 from cluster.oci.ranges import format_chunk_range
 from cluster.oci.reference import RepositoryName, parse_upload_id
@@ -15,6 +19,9 @@ from cluster.oci.upload import UploadState, sign, verify
 from cluster.registry.blobs import BlobStore
 from cluster.registry.links import Content
 from cluster.registry.uploads import Body, UploadService
+
+_FORM = "application/x-www-form-urlencoded"
+_FORM_LIMIT = 8 * 1024  # bytes
 
 
 class UploadUrls:
@@ -38,6 +45,13 @@ class UploadUrls:
         if token is None:
             raise UploadInvalid("the URL has no _state: use the Location of the answer before")
         return verify(token, self._secrets, repository, parse_upload_id(uuid))
+
+    def began(self, req: Request, name: str, uuid: str) -> float | None:
+        """When the session that a request is about began, in seconds since the epoch; None if it is not genuine."""
+        try:
+            return datetime.fromisoformat(self.read(req, name, uuid).started_at).timestamp()
+        except (RegistryError, ValueError, OverflowError):
+            return None
 
     def created(self, req: Request, resp: Response, name: str, content: Content) -> None:
         """201: the blob is there."""
@@ -69,7 +83,7 @@ class UploadsResource:
     async def on_post(self, req: Request, resp: Response, name: str) -> None:
         self._guard.write()
         repository = RepositoryName.parse(name)
-        content = await self._mount(req, repository)
+        content = await self._mount(req, repository, await _parameters(req))
         if content is None and (digest := req.get_param("digest")) is not None:
             with self._guard.upload():
                 content = await self._uploads.push(repository, _digest(digest), _body(req))
@@ -82,21 +96,33 @@ class UploadsResource:
         if self._chunk_min_length:
             resp.set_header("OCI-Chunk-Min-Length", str(self._chunk_min_length))
 
-    async def _mount(self, req: Request, repository: RepositoryName) -> Content | None:
-        """The blob that a mount found; whatever is wrong with it, the client is given a session instead."""
-        text = req.get_param("mount")
+    async def _mount(
+        self, req: Request, repository: RepositoryName, parameters: Mapping[str, str]
+    ) -> Content | None:
+        """The blob that a mount found; whatever is wrong with it, the client is given a session instead.
+
+        What the caller may not pull is not there: storage is not asked for it, so the time tells nothing either.
+        """
+        text = parameters.get("mount")
         if text is None:
             return None
+        caller = caller_of(req)
+
+        def may_pull(source: RepositoryName) -> bool:
+            return caller.may(Access(REPOSITORY, source, PULL))
+
         try:
             digest = Digest.parse(text)
-            source = req.get_param("from")
-            if source is not None:
-                return await self._blobs.mount(repository, digest, RepositoryName.parse(source))
+            text = parameters.get("from")
+            if text is not None:
+                source = RepositoryName.parse(text)
+                return await self._blobs.mount(repository, digest, source) if may_pull(source) else None
         except (DigestInvalid, NameInvalid):
             return None
         if not self._anonymous_mount:
             return None
-        return await self._blobs.mount_from_any(repository, digest, lambda _: True)
+        everything = isinstance(caller, Anyone)
+        return await self._blobs.mount_from_any(repository, digest, None if everything else may_pull)
 
 
 class UploadResource:
@@ -149,6 +175,24 @@ class UploadResource:
         self._urls.describe(req, resp, await self._uploads.status(state))
         if "Range" in refusal.headers:
             refusal.headers["Range"] = str(resp.get_header("Range"))
+
+
+async def _parameters(req: Request) -> dict[str, str]:
+    """`mount` and `from` of the query, or of a small form in the body: Distribution takes them from either.
+
+    With `digest` in the query the body is a blob, whatever its type says; curl calls any body a form. `digest` in
+    a form comes without the blob: the client is given a session, as with a mount that found nothing.
+    """
+    query = {name: value for name in ("mount", "from") if (value := req.get_param(name)) is not None}
+    media_type = (req.content_type or "").partition(";")[0].strip().lower()
+    if query or req.get_param("digest") is not None or media_type != _FORM:
+        return query
+    body = b""
+    async for piece in req.stream:
+        body += piece
+        if len(body) > _FORM_LIMIT:
+            return {}  # no form of a mount; the rest is thrown away with the answer
+    return dict(parse_qsl(body.decode("ascii", "replace")))
 
 
 def _digest(text: str | None) -> Digest:

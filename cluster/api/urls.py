@@ -15,6 +15,7 @@ import falcon.asgi
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+_HOP = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::\d{1,5})?|([0-9.]{7,15})(?::\d{1,5})?|([0-9A-Fa-f:.]{2,45})")
 
 
 class Urls:
@@ -39,13 +40,33 @@ class Urls:
         target = f"{path}?{text}" if text else path
         if self._relative:
             return f"{self.prefix}{target}"
-        return f"{self._host or self._origin(req) + self.prefix}{target}"
+        return f"{self._host or self.origin(req) + self.prefix}{target}"
 
-    def _origin(self, req: falcon.asgi.Request) -> str:
+    def client(self, req: falcon.asgi.Request) -> str:
+        """The client's address: of those that proxies tell, the last one that is not a trusted proxy's."""
+        address = req.remote_addr or ""
+        if not self._is_trusted(address):
+            return address
+        if (forwarded := req.get_header("Forwarded")) is not None:
+            hops = [_fields(element).get("for", "") for element in forwarded.split(",")]
+        elif (header := req.get_header("X-Forwarded-For")) is not None:
+            hops = header.split(",")
+        else:
+            return address
+        for hop in reversed(hops):
+            if (told := _address(hop)) is None:
+                return address
+            address = told
+            if not self._is_trusted(address):
+                return address
+        return address
+
+    def origin(self, req: falcon.asgi.Request) -> str:
+        """Scheme and host under which the client knows us; empty when what it sent is no host."""
         scheme, host = req.scheme, req.get_header("Host") or req.netloc
         if self._is_trusted(req.remote_addr):
             if (forwarded := req.get_header("Forwarded")) is not None:
-                fields = _first_forwarded(forwarded)
+                fields = _fields(_first(forwarded))
                 scheme, host = fields.get("proto", scheme), fields.get("host", host)
             else:
                 scheme = _first(req.get_header("X-Forwarded-Proto")) or scheme
@@ -74,7 +95,16 @@ def _first(header: str | None) -> str:
     return (header or "").partition(",")[0].strip()
 
 
-def _first_forwarded(header: str) -> dict[str, str]:
-    """The pairs of the first element of a `Forwarded` header."""
-    pairs = (pair.partition("=") for pair in _first(header).split(";"))
+def _fields(element: str) -> dict[str, str]:
+    """The pairs of one element of a `Forwarded` header."""
+    pairs = (pair.partition("=") for pair in element.split(";"))
     return {key.strip().lower(): value.strip().strip('"') for key, _, value in pairs}
+
+
+def _address(text: str) -> str | None:
+    """The address that a proxy tells, without its port; None when it tells none."""
+    match = _HOP.fullmatch(text.strip())
+    try:
+        return str(ipaddress.ip_address(next(filter(None, match.groups())))) if match else None
+    except ValueError:
+        return None

@@ -69,10 +69,16 @@ class BlobStore:
             await self.add(name, content)
         return content
 
-    async def mount_from_any(self, name: RepositoryName, digest: Digest, may_pull: MayPull) -> Content | None:
-        """The same from whichever repository has it that the caller may pull; None when none is found in time."""
+    async def mount_from_any(
+        self, name: RepositoryName, digest: Digest, may_pull: MayPull | None = None
+    ) -> Content | None:
+        """The same from whichever repository has it that the caller may pull; None when none is found in time.
+
+        A caller who may pull everything (None) is told at once when nobody has it. Others are not: how long they
+        wait must not depend on what is in repositories that they may not pull.
+        """
         try:
-            if digest.algorithm == CANONICAL:
+            if may_pull is None and digest.algorithm == CANONICAL:
                 await self._driver.size(layout.blob(digest))
         except NotFound:
             return None
@@ -80,6 +86,8 @@ class BlobStore:
         async for source in self._catalog.walk(mark=_LAYERS):
             if time.monotonic() > deadline:
                 return None
-            if may_pull(source) and (content := await self.mount(name, digest, source)) is not None:
+            if may_pull is not None and not may_pull(source):
+                continue
+            if (content := await self.mount(name, digest, source)) is not None:
                 return content
         return None

@@ -124,7 +124,15 @@ class RedisStore:
             return None
 
     async def record_turn(self, role: str, turn: Turn, seconds: float) -> None:
-        await self._link.call("SET", keys.turn(role), json.dumps(asdict(turn)), "PX", max(1, round(seconds * 1000)))
+        await self._link.call("SET", keys.turn(role), json.dumps(asdict(turn)), "PX", _milliseconds(seconds))
+
+    async def count_failure(self, what: str, seconds: float) -> None:
+        key = self._failures_key(what)
+        await self._link.together(("SET", key, 0, "PX", _milliseconds(seconds), "NX"), ("INCR", key))
+
+    async def failures(self, what: str) -> int:
+        count = await self._link.call("GET", self._failures_key(what))
+        return int(count) if count is not None and count.isdigit() else 0
 
     async def advance(self, witness: str, number: int) -> int:
         """See the port; every connection has to answer too, so that a request finds none that is broken."""
@@ -138,6 +146,10 @@ class RedisStore:
     async def close(self) -> None:
         await self._link.close()
 
+    def _failures_key(self, what: str) -> str:
+        """`what` may hold anything that somebody typed: it is not shown to whoever reads the keys."""
+        return keys.failures(hmac.digest(self._secrets[0], f"failures {what}".encode(), "sha256").hex()[:32])
+
     def _seal(self, uuid: str, text: str) -> str:
         return f"{_mac(self._secrets[0], uuid, text)}.{text}"
 
@@ -146,6 +158,10 @@ class RedisStore:
         mac, _, text = (value or b"").decode("utf-8", "replace").partition(".")
         genuine = any(hmac.compare_digest(mac.encode(), _mac(key, uuid, text).encode()) for key in self._secrets)
         return text if genuine else None
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _mac(secret: bytes, uuid: str, text: str) -> str:

@@ -14,6 +14,8 @@
         <json: Node>
     registry-cluster:turn:<role>        string  given    who did the job             it is done once more
         <json: node, at>
+    registry-cluster:failures:<mac>     string  given    who checked a password      guessing is slowed down for
+        <number>                                                                     each worker by itself
     registry-cluster:epoch:<witness>    string  a day    each worker, each second    taken for a loss: removals of
         <number>                                                                     the last minute are sent again
 
@@ -59,6 +61,10 @@ def node(name: str) -> str:
 
 def turn(role: str) -> str:
     return f"registry-cluster:turn:{role}"
+
+
+def failures(what: str) -> str:
+    return f"registry-cluster:failures:{what}"
 
 
 def epoch(witness: str) -> str:

@@ -68,6 +68,16 @@ class MemoryStore:
     async def record_turn(self, role: str, turn: Turn, seconds: float) -> None:
         self._set(keys.turn(role), turn, seconds)
 
+    async def count_failure(self, what: str, seconds: float) -> None:
+        key = keys.failures(what)
+        if (count := self._get(key)) is None:
+            self._set(key, 1, seconds)
+        else:
+            self._values[key] = (count + 1, self._values[key][1])
+
+    async def failures(self, what: str) -> int:
+        return int(self._get(keys.failures(what)) or 0)
+
     async def advance(self, witness: str, number: int) -> int:
         before = int(self._get(keys.epoch(witness)) or 0)
         self._set(keys.epoch(witness), number, keys.EPOCH_TTL)

@@ -92,6 +92,12 @@ class SharedState:
     async def record_turn(self, role: str, turn: Turn, seconds: float) -> None:
         self._tell(lambda store: store.record_turn(role, turn, seconds))
 
+    async def count_failure(self, what: str, seconds: float) -> None:
+        self._tell(lambda store: store.count_failure(what, seconds))
+
+    async def failures(self, what: str) -> int:
+        return await self._ask(lambda store: store.failures(what)) or 0
+
     async def _ask(self, call: Callable[[Store], Awaitable[T]]) -> T | None:
         try:
             return await self._breaker.call(call)

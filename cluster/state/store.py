@@ -7,7 +7,8 @@ What holds for every method:
   gone, be of an hour ago, or differ between two nodes, at any moment, without a word.
 - A read answers None (or leaves out) what is not known. That never means that a thing does not exist.
 - It may fail with StateError, and with nothing else; then it is not known whether it took place.
-- It may be called again, by anyone: a write that took place twice is the same as one that took place once.
+- It may be called again, by anyone: a write that took place twice is the same as one that took place once (but for
+  `count_failure`).
 - It has no limit of its own on the time it takes: whoever calls it sets one.
 """
 
@@ -104,6 +105,16 @@ class Turns(Protocol):
         """The job was done, and need not be done again for that long."""
 
 
+class Failures(Protocol):
+    """How often something went wrong lately; the one thing here that taking place twice changes."""
+
+    async def count_failure(self, what: str, seconds: float) -> None:
+        """Once more. They are forgotten together, that long after the first one."""
+
+    async def failures(self, what: str) -> int:
+        """How often since then."""
+
+
 class Epoch(Protocol):
     """Tells whether the store still has what was written last."""
 
@@ -114,7 +125,7 @@ class Epoch(Protocol):
         """
 
 
-class Store(Descriptors, UploadHints, Nodes, Turns, Epoch, Protocol):
+class Store(Descriptors, UploadHints, Nodes, Turns, Failures, Epoch, Protocol):
     """All of it, on one back end."""
 
     async def close(self) -> None:

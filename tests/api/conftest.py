@@ -25,6 +25,7 @@ from falcon.testing import Result
 from cluster import config
 from cluster.api.edge import Edge, Receive, Send
 from cluster.app import Application, Parts, create_app
+from cluster.auth.access import Authenticator
 from cluster.identity import Identity, identify
 from cluster.settings import Config
 from cluster.storage.driver import Driver, Uploads
@@ -242,11 +243,11 @@ class Storage:
     uploads: Uploads
     snapshot: Callable[[], dict[str, bytes]]
 
-    def api(self, **sections: Any) -> Api:
+    def api(self, *, authenticator: Authenticator | None = None, **sections: Any) -> Api:
         """A client of an application on this storage whose configuration has these sections."""
         base = {"version": 0.1, "storage": {"inmemory": {}, "delete": {"enabled": True}}}
         settings = _settings(yaml.safe_dump(_merge(base, sections)))
-        parts = Parts(self.driver, self.uploads, [SECRET], identity=_identity())
+        parts = Parts(self.driver, self.uploads, [SECRET], identity=_identity(), authenticator=authenticator)
         return Api(create_app(settings, parts), self.driver, self.snapshot)
 
 

@@ -96,3 +96,48 @@ def test_a_mount_into_a_bad_name_is_refused(api: Api) -> None:
 def test_a_mount_that_finds_nothing_and_names_a_digest_takes_the_body(api: Api) -> None:
     answer = api.post(extend("/v2/to/blobs/uploads/", mount=sha(CONTENT), digest=sha(CONTENT)), body=CONTENT)
     assert (answer.status_code, answer.headers["Location"]) == (201, f"/v2/to/blobs/{sha(CONTENT)}")
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+
+
+def mount_by_form(api: Api, name: str, body: bytes, query: str = "") -> object:
+    return api.post(f"/v2/{name}/blobs/uploads/{query}", body=body, headers=FORM)
+
+
+def test_a_mount_may_be_asked_for_by_a_form(api: Api) -> None:
+    digest = api.push("from/there", CONTENT)
+    form = f"mount={digest.replace(':', '%3A')}&from=from%2Fthere".encode()
+    answer = mount_by_form(api, "to", form)
+    assert (answer.status_code, answer.headers["Location"]) == (201, f"/v2/to/blobs/{digest}")
+    assert api.get(answer.headers["Location"]).content == CONTENT
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"",
+        b"mount=" + UNKNOWN.encode() + b"&from=from/there",
+        b"mount=latest&from=from/there",
+        b"\xff=\x00&&&=",
+        b"mount=" + sha(CONTENT).encode() + b"&from=from/there&rest=" + b"x" * 9000,
+        b"digest=" + sha(CONTENT).encode(),
+    ],
+)
+def test_a_form_that_mounts_nothing_gives_a_session(api: Api, form: bytes) -> None:
+    api.push("from/there", CONTENT)
+    assert goes_on_as_an_upload(api, mount_by_form(api, "to", form))
+
+
+def test_a_blob_that_calls_itself_a_form_is_a_blob(api: Api) -> None:
+    blob = b"mount=" + sha(CONTENT).encode() + b"&from=from/there"
+    api.push("from/there", CONTENT)
+    answer = mount_by_form(api, "to", blob, f"?digest={sha(blob)}")
+    assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, sha(blob))
+    assert api.get(f"/v2/to/blobs/{sha(blob)}").content == blob
+
+
+def test_a_mount_of_the_query_leaves_the_body_alone(api: Api) -> None:
+    digest = api.push("from/there", CONTENT)
+    answer = mount_by_form(api, "to", b"mount=&from=nowhere", f"?mount={digest}&from=from/there")
+    assert answer.status_code == 201

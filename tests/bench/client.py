@@ -30,10 +30,11 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def request_head(address: Address, method: str, path: str) -> bytes:
+def request_head(address: Address, method: str, path: str, *headers: str) -> bytes:
     """A request without a body, as it goes over the wire."""
     host = f"{address[0]}:{address[1]}"
-    lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", "User-Agent: bench", f"Accept: {MANIFEST}", "", "")
+    usual = (f"{method} {path} HTTP/1.1", f"Host: {host}", "User-Agent: bench", f"Accept: {MANIFEST}")
+    lines = (*usual, *headers, "", "")
     return "\r\n".join(lines).encode()
 
 

@@ -40,9 +40,11 @@ def whole(data: bytes, method: str) -> bool:
     return len(data) == end + 4 + int(length)
 
 
-def request_rate(address: Address, method: str, path: str, seconds: float, connections: int = 32) -> Rate:
+def request_rate(
+    address: Address, method: str, path: str, seconds: float, *headers: str, connections: int = 32
+) -> Rate:
     """Ask one thing over all connections for `seconds`, each asking again as soon as it is answered."""
-    request = request_head(address, method, path)
+    request = request_head(address, method, path, *headers)
     sockets = [socket.create_connection(address, timeout=30) for _ in range(connections)]
     try:
         return _summary(_drive(sockets, request, method, seconds), seconds)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.conformance.clients import Client, apart
+from tests.conformance.clients import Client, Helm, apart
 from tests.conformance.test_clients import digest_of
 from tests.support.images import Layout, contents
 from tests.support.process import Process, Registry
@@ -38,10 +38,6 @@ class Ctr(Client):
 
     def options(self) -> list[str]:
         return ["--address", self.socket, "--namespace", "test"]
-
-
-class Helm(Client):
-    program = "helm"
 
 
 class Containerd(Process):
@@ -122,22 +118,9 @@ def packed(layout: Layout, directory: str) -> str:
 
 def test_helm_gets_back_the_chart_it_pushed(home: str, registry: Registry, raw: httpx.Client) -> None:
     helm = Helm(home)
-    templates = os.path.join(home, "greeting", "templates")
-    os.makedirs(templates)
-    with open(os.path.join(home, "greeting", "Chart.yaml"), "w", encoding="ascii") as file:
-        file.write("apiVersion: v2\nname: greeting\nversion: 1.2.3\ndescription: says hello\n")
-    with open(os.path.join(templates, "greeting.yaml"), "w", encoding="ascii") as file:
-        file.write("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: greeting\ndata:\n  text: hello\n")
-    helm.run("package", "greeting")
-    helm.run("push", "greeting-1.2.3.tgz", f"oci://{registry.host}/charts", "--plain-http")
+    archive, chart = helm.package(), f"{registry.host}/charts/greeting"
+    helm.push(archive, f"{registry.host}/charts")
     assert raw.get("/v2/charts/greeting/tags/list").json()["tags"] == ["1.2.3"]
-
-    chart = f"oci://{registry.host}/charts/greeting"
-    os.mkdir(os.path.join(home, "pulled"))
-    helm.run("pull", chart, "--version", "1.2.3", "--plain-http", "--destination", "pulled")
-    with (
-        open(os.path.join(home, "greeting-1.2.3.tgz"), "rb") as pushed,
-        open(os.path.join(home, "pulled", "greeting-1.2.3.tgz"), "rb") as pulled,
-    ):
-        assert pulled.read() == pushed.read()
-    assert "text: hello" in helm.run("template", chart, "--version", "1.2.3", "--plain-http")
+    with open(archive, "rb") as pushed:
+        assert helm.pull(chart, os.path.join(home, "pulled")) == pushed.read()
+    assert "text: hello" in helm.run("template", f"oci://{chart}", "--version", "1.2.3", *helm.secure())

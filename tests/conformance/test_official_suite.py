@@ -6,7 +6,9 @@ Owns no rules of its own: it runs the program `oci-conformance` and counts. The 
 import os
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import pytest
 
@@ -67,14 +69,28 @@ def test_the_official_suite_finds_nothing_wrong(
     assert totals.disabled == disabled
 
 
-def run(suite: str, node: Node, version: str, sparse: bool, results: str) -> Totals:
-    """Run the suite; its exit code says no more than its report, so only a missing report is an error here."""
+class Target(Protocol):
+    """What the suite is run against."""
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+
+
+def run(
+    suite: str, node: Target, version: str, sparse: bool, results: str, access: Mapping[str, str] | None = None
+) -> Totals:
+    """Run the suite; its exit code says no more than its report, so only a missing report is an error here.
+
+    `access` are variables that say how the registry is reached, where plain HTTP is not enough.
+    """
     settings = {
         "OCI_REGISTRY": node.host,
         "OCI_TLS": "disabled",
         "OCI_VERSION": version,
         "OCI_RESULTS_DIR": results,
         "OCI_DATA_SPARSE": str(sparse).lower(),
+        **(access or {}),
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OCI_")}
     os.makedirs(results)

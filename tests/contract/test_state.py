@@ -300,6 +300,28 @@ async def test_a_turn_is_forgotten_when_it_is_over(stores: tuple[Store, Store]) 
             await asyncio.sleep(0.01)
 
 
+# Failures
+
+
+async def test_failures_of_all_nodes_are_counted_together(stores: tuple[Store, Store]) -> None:
+    assert await stores[0].failures("this") == 0
+    for store in (*stores, *stores):
+        await store.count_failure("this", 60)
+    await stores[0].count_failure("that", 60)
+    assert [await store.failures("this") for store in stores] == [4, 4]
+    assert await stores[1].failures("that") == 1
+
+
+async def test_failures_are_forgotten_together_some_time_after_the_first_one(stores: tuple[Store, Store]) -> None:
+    await stores[0].count_failure("this", 0.2)
+    await stores[1].count_failure("this", 3600)
+    async with asyncio.timeout(10):
+        while await stores[1].failures("this"):  # noqa: ASYNC110 - nobody tells when a key expires
+            await asyncio.sleep(0.01)
+    await stores[0].count_failure("this", 60)
+    assert await stores[1].failures("this") == 1
+
+
 # Epoch
 
 
@@ -337,7 +359,12 @@ async def test_our_own_keys_all_have_a_ttl(server: Backend, store: Store) -> Non
     await store.beat(NODE)
     await store.record_turn("purger", Turn("node-1", 1.0), 60)
     await store.advance("me", 1)
+    await store.count_failure("what somebody typed", 60)
+    await store.count_failure("what somebody typed", 60)
+    (failures,) = (key.decode() for key in server.look.scan_iter(keys.failures("*")))
+    assert "typed" not in failures
     wanted = {
+        failures: 60,
         keys.upload(UUID): keys.UPLOAD_TTL,
         keys.NODES: keys.NODES_TTL,
         keys.node("node-1"): keys.NODE_TTL,
@@ -379,8 +406,11 @@ async def test_only_a_hint_that_our_nodes_made_for_this_upload_is_taken(server: 
 async def test_a_value_that_is_none_of_ours_is_not_known(server: Backend, store: Store, value: bytes) -> None:
     assert server.look is not None
     await store.beat(NODE)
-    for key in (keys.upload(UUID), keys.turn("purger"), keys.node("node-1"), keys.epoch("me")):
+    await store.count_failure("this", 60)
+    (failures,) = (key.decode() for key in server.look.scan_iter(keys.failures("*")))
+    for key in (keys.upload(UUID), keys.turn("purger"), keys.node("node-1"), keys.epoch("me"), failures):
         server.look.set(key, value)
+    assert await store.failures("this") in (0, 1)
     assert await store.load_hint(UUID) is None
     assert await store.last_turn("purger") is None
     assert await store.nodes() == []

@@ -25,7 +25,7 @@ def text_lines(node: Node, wanted: int) -> list[re.Match[str]]:
         found = (LINE.fullmatch(line) for line in node.log().splitlines() if line.startswith("127.0.0.1"))
         return [line for line in found if line and "/readyz" not in line["request"]]
 
-    eventually(lambda: len(lines()) >= wanted, 5, f"{wanted} lines are in the log")
+    eventually(lambda: len(lines()) >= wanted, 20, f"{wanted} lines are in the log")
     return lines()
 
 
@@ -33,10 +33,11 @@ def json_lines(node: Node, wanted: int) -> list[dict[str, Any]]:
     """The same where it is written as JSON; every line of the log must be an object."""
 
     def lines() -> list[dict[str, Any]]:
-        entries = [json.loads(line) for line in node.log().splitlines()]
+        whole, _, _ = node.log().rpartition("\n")  # the last line may be on its way
+        entries = [json.loads(line) for line in whole.splitlines()]
         return [entry for entry in entries if entry.get("http.request.uri", "/readyz") != "/readyz"]
 
-    eventually(lambda: len(lines()) >= wanted, 5, f"{wanted} lines are in the log")
+    eventually(lambda: len(lines()) >= wanted, 20, f"{wanted} lines are in the log")
     return lines()
 
 
@@ -70,7 +71,7 @@ def test_a_request_is_one_object_where_json_is_asked_for(tmp_path: Path) -> None
         assert line["http.request.remoteaddr"] == "127.0.0.1"
         assert line["environment"] == "test"
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
-        assert 0 < line["http.response.duration"] < 5
+        assert 0 < line["http.response.duration"] < 20
 
 
 def test_no_line_is_written_where_the_access_log_is_off(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_no_line_is_written_where_the_access_log_is_off(tmp_path: Path) -> None:
 def test_a_request_keeps_the_id_that_it_came_with(talkative: Node) -> None:
     answer = get(f"{talkative.url}/v2/log/tags/list", "X-Request-Id: from-the-balancer:1.2_3")
     assert answer.headers["x-request-id"] == "from-the-balancer:1.2_3"
-    eventually(lambda: re.search(r" from-the-balancer:1\.2_3$", talkative.log(), re.MULTILINE), 5, "it is logged")
+    eventually(lambda: re.search(r" from-the-balancer:1\.2_3$", talkative.log(), re.MULTILINE), 20, "it is logged")
 
 
 @pytest.mark.parametrize("given", [None, "", "a b", 'a"b', "a" * 129, "\xe4", "a\tb"])
@@ -99,7 +100,7 @@ def test_what_a_client_writes_cannot_forge_a_line(talkative: Node) -> None:
     before = len(talkative.log())
     quotes = 'User-Agent: "" 200 0 "" "\\'
     get(f"{talkative.url}/v2/%0a127.0.0.1%20-%20-/tags/list?a=%0d%0a", quotes, "Referer: \xff\xe4")
-    eventually(lambda: "%0a127" in talkative.log()[before:], 5, "the request is logged")
+    eventually(lambda: "%0a127" in talkative.log()[before:], 20, "the request is logged")
     (line,) = [line for line in talkative.log()[before:].splitlines() if "%0a127" in line and "debug" not in line]
     assert LINE.fullmatch(line) and line.isascii() and line.isprintable()
 
@@ -127,7 +128,7 @@ def test_neither_tokens_nor_credentials_nor_secrets_get_into_any_log(talkative: 
     with Wire(node.port) as wire:
         wire.send(head("GET", "/v2/", *secret_headers, "broken"))
         assert wire.answer().status == 400
-    eventually(lambda: "%5Fst%61te=<hidden>" in node.log(), 5, "the requests are logged")
+    eventually(lambda: "%5Fst%61te=<hidden>" in node.log(), 20, "the requests are logged")
     assert node.stop() == 0
     log = node.log()
     assert "_state=<hidden>" in log and "debug" in log

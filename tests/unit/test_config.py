@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.ciphers import CIPHERS
 from cluster.config import check, find, load, parse, show
 from cluster.errors import ConfigError
 from cluster.settings import Config, Section, duration, format_duration, size
@@ -323,19 +325,14 @@ log: {hooks: [{type: [1]}, {type: [2]}]}
     assert sorted(told) == sorted(
         [
             "version", "storage", "storage.azure", "http.addr", "http.net", "http.headers.A", "http.headers.C",
-            "auth.htpaswd", "auth.token.realm", "auth.token", "http.secret",
-            "log.hooks[0].type", "log.hooks[1].type",
+            "auth.htpaswd", "auth.token.realm", "auth.token.issuer", "auth.token.service", "auth.token",
+            "http.secret", "log.hooks[0].type", "log.hooks[1].type",
         ]
     )  # fmt: skip
 
 
 REFUSED = [
-    ("auth.htpasswd", "auth: {htpasswd: {realm: r, path: p}}"),
-    ("auth.htpasswd", "auth: htpasswd"),
-    ("auth.token", "auth: {token: {}}"),
     ("auth.silly", "auth: {silly: }"),
-    ("http.tls", "http: {tls: {certificate: /c, key: /k}}"),
-    ("http.tls", "http: {tls: {letsencrypt: {hosts: [a]}}}"),
     ("proxy.remoteurl", "proxy: {remoteurl: 'https://registry-1.docker.io'}"),
     ("middleware.storage", "middleware: {storage: [{name: redirect, options: {baseurl: 'https://x'}}]}"),
     ("middleware.registry", "middleware: {registry: [{name: x, disabled: true}, {name: y}]}"),
@@ -350,11 +347,69 @@ def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "auth: htpasswd",
+            [
+                'auth.htpasswd.realm: found "", wanted a line of ASCII text',
+                "auth.htpasswd.path: missing, wanted the path of the file of accounts",
+            ],
+        ),
+        (
+            'auth: {htpasswd: {realm: "two\\nlines", path: p}}',
+            ['auth.htpasswd.realm: found "two\\nlines", wanted a line of ASCII text'],
+        ),
+        (
+            "cluster: {policy: p}",
+            ["cluster.policy: wanted auth.htpasswd or cluster.tokenserver too: nobody is asked who they are"],
+        ),
+        (
+            "auth: {token: {realm: x, issuer: i, service: s, jwks: j}}\ncluster: {policy: p}",
+            [
+                "cluster.policy: wanted auth.htpasswd or cluster.tokenserver too: somebody else's tokens say who "
+                "may what",
+                'auth.token.realm: found "x", wanted a URL, or auth.token.autoredirect',
+            ],
+        ),
+        (
+            "auth: {token: {realm: 'https://a', issuer: i, service: s}}",
+            ["auth.token: no keys to know tokens by: wanted rootcertbundle, jwks, or cluster.tokenserver"],
+        ),
+        (
+            "auth: {token: {autoredirect: true, issuer: i, service: s, jwks: j, signingalgorithms: [none]}}",
+            [
+                'auth.token.signingalgorithms[0]: found "none", wanted "EdDSA", "ES256", "ES384", "ES512", '
+                '"HS256", "HS384", "HS512", "PS256", "PS384", "PS512", "RS256", "RS384" or "RS512"'
+            ],
+        ),
+        (
+            "auth: {token: {autoredirect: true, issuer: i, service: 'a\"b', jwks: j}}",
+            [
+                'auth.token.service: found "a\\"b", wanted a line of ASCII text without quotes and backslashes',
+            ],
+        ),
+        (
+            "cluster: {tokenserver: {htpasswd: h, lifetime: 1s}}",
+            [
+                'cluster.tokenserver.lifetime: found "1s", wanted a duration from 1m to 24h',
+                "cluster.tokenserver: wanted auth.token too: nobody is asked for the tokens that it makes",
+                "cluster.tokenserver.keys: missing, wanted a path that all nodes share",
+            ],
+        ),
+    ],
+)
+def test_accounts_and_rules_that_would_protect_nothing_stop_the_start(text: str, lines: list[str]) -> None:
+    assert problems(BASE + text) == lines
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("auth: {htpaswd: {}}", "auth.htpaswd: unknown key, did you mean auth.htpasswd?"),
         ("auth: {ldap: {}}", "auth.ldap: unknown key"),
         ("atuh: {htpasswd: {}}", "atuh: unknown key, did you mean auth?"),
+        ("cluster: {polcy: p}", "cluster.polcy: unknown key, did you mean cluster.policy?"),
         ("http: {tls: {certifcate: x}}", "http.tls.certifcate: unknown key, did you mean http.tls.certificate?"),
         ("http: {tsl: {certificate: x}}", "http.tsl: unknown key, did you mean http.tls?"),
         ("proxi: {remoteurl: x}", "proxi: unknown key, did you mean proxy?"),
@@ -674,6 +729,55 @@ def test_odd_yaml_is_read_or_told_what_is_wrong(text: str) -> None:
     _loads_or_tells(text)
 
 
+# -- TLS
+
+PAIR = "certificate: /c, key: /k"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "http: {tls: {letsencrypt: {hosts: [a]}}}",
+            "http.tls.letsencrypt: not supported: have another program keep",
+        ),
+        ("http: {tls: {certificate: /c}}", "http.tls.key: missing, wanted a path"),
+        ("http: {tls: {key: /k}}", "http.tls.certificate: missing, wanted a path"),
+        (
+            f"http: {{tls: {{{PAIR}, clientauth: verify-client-cert-if-given}}}}",
+            "http.tls.clientauth: wanted http.tls.",
+        ),
+        (f"http: {{tls: {{{PAIR}, clientauth: perhaps}}}}", 'http.tls.clientauth: found "perhaps", wanted'),
+        (f"http: {{tls: {{{PAIR}, minimumtls: tls1.1}}}}", 'http.tls.minimumtls: found "tls1.1", wanted'),
+        (
+            f"http: {{tls: {{{PAIR}, ciphersuites: [AES128]}}}}",
+            'http.tls.ciphersuites[0]: found "AES128", wanted a name',
+        ),
+        (
+            f"http: {{tls: {{{PAIR}}}, secret: s}}\ncluster: {{nodes: ['https://a', 'http://b']}}",
+            "cluster.nodes: found http://b, wanted https: the nodes have http.tls",
+        ),
+    ],
+)
+def test_tls_that_would_not_protect_as_it_says_stops_the_start(text: str, line: str) -> None:
+    (told,) = problems(BASE + text)
+    assert told.startswith(line)
+
+
+def test_tls_alone_with_client_certificates_protects_nothing() -> None:
+    told = problems(BASE + "http: {tls: {clientcas: [/ca]}}")
+    assert [line.partition(",")[0] for line in told] == ["http.tls.certificate: missing", "http.tls.key: missing"]
+
+
+def test_every_name_of_a_cipher_suite_is_known_to_openssl() -> None:
+    names = list(CIPHERS)
+    assert parse(BASE + f"http: {{tls: {{{PAIR}, ciphersuites: [{', '.join(names)}]}}}}", {}).warnings == []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name, spelled in CIPHERS.items():
+        if "3DES" not in name:  # OpenSSL is mostly built without it
+            context.set_ciphers(f"{spelled}:@SECLEVEL=0")
+
+
 # -- The example
 
 
@@ -702,7 +806,8 @@ def test_the_example_names_no_setting_that_does_not_exist(tmp_path: Path) -> Non
     everything.write_text(_switched_on(EXAMPLE.read_text()))
     told = check(everything, {})
     assert [line for line in told if "unknown key" in line or "twice" in line or "found" in line] == [
-        "storage: found filesystem, inmemory, s3, s3aws, azure, gcs, swift, oss, wanted one driver"
+        "storage: found filesystem, inmemory, s3, s3aws, azure, gcs, swift, oss, wanted one driver",
+        "auth: found htpasswd, token, silly, wanted one of them",
     ]
 
 

@@ -32,10 +32,13 @@ from cluster.errors import ConfigError
 from cluster.haproxy import BalancerError, Runtime, names_of, render
 from cluster.settings import Cluster, Dns, Haproxy
 from tests.support.process import Process, eventually, free_port
+from tests.support.tls import make_certificates
 from tests.support.tools import PROJECT, require
 
 GOLDEN = Path(PROJECT, "tests", "golden", "haproxy")
 THREE = ["http://10.0.0.11:5000", "http://10.0.0.12:5000", "http://10.0.0.13:5000"]
+PEMS = "/etc/haproxy/certs"
+ENDS = {"certificate": f"{PEMS}/haproxy.pem"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "tcp": {"nodes": THREE},
     "tcp-roundrobin": {"nodes": THREE, "haproxy": {"stickiness": {"enabled": False}}},
@@ -52,6 +55,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "standby": {"nodes": THREE, "haproxy": {"backup": ["node-2", "node-3"], "bind": "192.0.2.1:443"}},
     "tls": {"nodes": ["https://10.0.0.11", "https://10.0.0.12:8443"], "haproxy": {"bind": ":443"}},
+    "tls-mutual": {"nodes": ["https://10.0.0.11"], "tls": {"certificate": f"{PEMS}/haproxy.pem"}},
+    "tls-ends": {"nodes": THREE, "haproxy": {"mode": "http", "bind": ":443", "tls": ENDS}},
+    "tls-again": {
+        "nodes": ["https://10.0.0.11:5000", "https://registry-b.example.com:5000"],
+        "tls": {"ca": f"{PEMS}/ca.crt"},
+        "haproxy": {"mode": "http", "bind": "[::]:443", "tls": ENDS, "dns": {"resolver": "10.0.0.53:53"}},
+    },
+    "tls-again-named": {
+        "nodes": ["https://10.0.0.11:5000", "https://registry-b.example.com:5000"],
+        "tls": {"ca": f"{PEMS}/ca.crt", "name": "registry.example", "certificate": f"{PEMS}/haproxy.pem"},
+        "haproxy": {"mode": "http", "tls": ENDS, "dns": {"resolver": "10.0.0.53:53"}},
+    },
+    "tls-again-dns": {
+        "tls": {"ca": f"{PEMS}/ca.crt"},
+        "haproxy": {"mode": "http", "tls": ENDS, "dns": {"name": "nodes.registry.svc.cluster.local", "tls": True}},
+    },
     "http": {"nodes": THREE, "haproxy": {"mode": "http", "balance": "leastconn"}},
     "http-sticky": {"nodes": THREE, "haproxy": {"mode": "http", "stickiness": {"enabled": True}}},
     "proxy": {"nodes": THREE, "proxyprotocol": True},
@@ -87,6 +106,12 @@ def checked(text: str) -> str:
     return f"{done.returncode} {done.stdout}{done.stderr}"
 
 
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with what the variants name, which HAProxy reads when it checks."""
+    return make_certificates(tmp_path_factory.mktemp("pems"))
+
+
 VALID = "0 Configuration file is valid\n"
 
 
@@ -99,8 +124,8 @@ def test_the_configuration_is_the_golden_one(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_real_haproxy_accepts_the_configuration_without_a_warning(variant: str) -> None:
-    assert checked(rendered(VARIANTS[variant])) == VALID
+def test_a_real_haproxy_accepts_the_configuration_without_a_warning(variant: str, pems: str) -> None:
+    assert checked(rendered(VARIANTS[variant]).replace(PEMS, pems)) == VALID
 
 
 def test_there_is_no_golden_file_without_a_variant() -> None:
@@ -146,6 +171,11 @@ def test_the_wheel_carries_the_template(tmp_path: Path) -> None:
         ({"nodes": ["http://10.0.0.1", "https://10.0.0.2"]}, "found http and https"),
         ({"nodes": ["https://10.0.0.1"], "haproxy": {"mode": "http"}}, "found http, wanted tcp"),
         ({"haproxy": {"mode": "http", "dns": {"name": "n", "tls": True}}}, "found http, wanted tcp"),
+        ({"nodes": THREE, "haproxy": {"tls": ENDS}}, "cluster.haproxy.mode: found tcp, wanted http"),
+        ({"nodes": ["https://10.0.0.1"], "haproxy": {"mode": "http", "tls": ENDS}}, "cluster.tls.ca: missing"),
+        ({"haproxy": {"tls": {"certificate": "registry.pem"}}}, "wanted a path from the root on"),
+        ({"tls": {"ca": "/ca.pem with a space"}}, "wanted a path from the root on"),
+        ({"tls": {"name": "registry example"}}, "cluster.tls.name: found"),
         ({"haproxy": {"backup": ["node-1"], "dns": {"name": "n"}}}, "servers that come from DNS have no order"),
         ({"nodes": THREE, "haproxy": {"backup": ["node-4"]}}, "found node-4, wanted names of nodes"),
         ({"nodes": THREE[:1], "haproxy": {"backup": ["node-1"]}}, "found every node"),

@@ -61,10 +61,12 @@ async def every_call(state: SharedState) -> list[object]:
         await state.nodes(),
         await state.record_turn("purger", TURN, 60),
         await state.last_turn("purger"),
+        await state.count_failure("this", 60),
+        await state.failures("this"),
     ]
 
 
-NOTHING = [None, None, None, None, None, None, None, [], None, None]
+NOTHING = [None, None, None, None, None, None, None, [], None, None, None, 0]
 
 
 async def test_what_one_node_saved_another_one_loads() -> None:
@@ -74,11 +76,13 @@ async def test_what_one_node_saved_another_one_loads() -> None:
         await one.remember(NAME, DIGEST, DESCRIPTOR)
         await one.beat(NODE)
         await one.record_turn("purger", TURN, 60)
+        await one.count_failure("this", 60)
         await one.forget(RepositoryName("other"), [DIGEST])  # waits for its turn, behind the others
         assert await other.load_hint("upload") == HINT
         assert await other.recall(NAME, DIGEST) == DESCRIPTOR
         assert await other.nodes() == [NODE]
         assert await other.last_turn("purger") == TURN
+        assert await other.failures("this") == 1
         await one.forget(NAME, [DIGEST])
         assert await other.recall(NAME, DIGEST) is None
 
