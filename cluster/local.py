@@ -211,8 +211,7 @@ class LocalCluster:
             *self._ways_in(host),
             f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1",
             "  or, without an engine:",
-            f"                   skopeo copy {certs} docker://SOME/IMAGE "
-            f"docker://{host}/team/app:v1",
+            f"                   skopeo copy {certs} docker://SOME/IMAGE docker://{host}/team/app:v1",
             f"  look at it:      curl {self._curl_options()}{self._endpoint}/v2/_catalog",
             f"  lose a node:     registry-cluster status --data {self._directory}; kill -9 -PID of one",
             "  stop it:         Ctrl-C\n",

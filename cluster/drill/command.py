@@ -56,10 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("names", nargs="+", metavar="NAME", help="faults, as list prints them, or: all")
     running.add_argument("--nodes", type=_positive, default=3, help="of the clusters that it starts; default: 3")
     running.add_argument("--load", type=_clients, help="clients; default: 32, with --quick 10")
-    running.add_argument(
+    pace = running.add_mutually_exclusive_group()
+    pace.add_argument(
         "--minutes", type=_positive_number, default=2.0, help="under load, for each fault; default: 2"
     )
-    running.add_argument("--quick", action="store_true", help="strike once and briefly: all faults in 5 minutes")
+    pace.add_argument("--quick", action="store_true", help="strike once and briefly: all faults in 5 minutes")
     running.add_argument("--report", default="reports/drill", help="a directory; default: reports/drill")
     running.add_argument("--target", metavar="DIR", help="do it to the cluster that `up` runs in this directory")
     running.add_argument(

@@ -24,7 +24,7 @@ from cluster.drill.faults import FAULTS, Fault, Scene, named
 from cluster.drill.load import Load
 from cluster.drill.matrix import Matrix, Row, judge
 from cluster.drill.meter import Span, timeline
-from cluster.drill.surroundings import KINDS, Setting, Surroundings
+from cluster.drill.surroundings import KINDS, SENTINEL_PORTS, Setting, Surroundings
 from cluster.drill.verdict import verify
 from cluster.errors import ConfigError
 from cluster.supervisor import say
@@ -66,7 +66,7 @@ class Plan:
 def choose(names: Sequence[str], target: str | None) -> list[Fault]:
     """The faults of these names, or all; of those that can be done to a running cluster when it is one."""
     possible = [fault for fault in FAULTS if target is None or fits_target(fault)]
-    if list(names) == ["all"]:
+    if "all" in names:
         return possible
     chosen = []
     for name in names:
@@ -142,6 +142,7 @@ def _strike(scene: Scene, fault: Fault, pace: Pace) -> Span:
             time.sleep(pace.hold)
     ended = time.monotonic() if fault.stays else began
     scene.cluster.wait_until_whole()
+    say(f"  {time.monotonic() - began:.1f} s after the blow all parts of the cluster are well again")
     time.sleep(pace.rest)
     return Span(began, ended)
 
@@ -220,9 +221,13 @@ def _keep_logs(directory: str, target: str) -> None:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives to clients."""
+    """A port below those that the kernel gives to clients; nobody listens on it, nor on those that go with it."""
     while True:
         port = random.randrange(12_000, 30_000)  # noqa: S311 - no secret
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+        if not any(_is_taken(port + offset) for offset in (*range(10), *SENTINEL_PORTS)):
+            return port
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -30,6 +30,8 @@ _STORAGE = 1 << 30  # bytes of memory that the storage of a drill may take
 _SLOW = (0.12, 0.03)  # seconds that slow storage stands still, and works
 _PIECES = (16 << 20, 1 << 20, 64 << 10, 4 << 10)  # bytes, by which storage is filled while others write to it
 _COMMAND = 30.0
+SENTINEL_PORTS = range(100, 105)
+"""Of two Redis servers and three Sentinels, counted from the port where clients go."""
 
 
 class Setting(StrEnum):
@@ -100,9 +102,9 @@ class Apart(Surroundings):
 
     def prepare(self) -> None:
         run("mount", "-t", "tmpfs", "none", "/run")
+        self._stack.callback(run, "umount", "--lazy", "/run")
         os.makedirs("/run/netns")
-        with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
-            file.write("1")
+        _forward()
         self._backing = f"{self._directory}/storage"
         os.makedirs(self._backing)
         run("mount", "-t", "tmpfs", "-o", f"size={_STORAGE},mode=755", "none", self._backing)
@@ -163,8 +165,9 @@ class Apart(Surroundings):
         return f"{self._directory}/mounts/{name}"
 
     def _serve_files(self, name: str) -> Process:
-        # Nodes must see at once what another one wrote: nothing is remembered of names and sizes.
-        options = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+        # As a shared file system has to be: what one node writes is seen by the others at once, so nothing is
+        # remembered of names and sizes; and a rename is atomic, which libfuse breaks by hiding an open file first.
+        options = "attr_timeout=0,entry_timeout=0,negative_timeout=0,hard_remove"
         path = self._mount(name)
         os.makedirs(path)
         command = [require("bindfs"), "-f", "--multithreaded", "--enable-lock-forwarding", "-o", options]
@@ -180,10 +183,12 @@ class Apart(Surroundings):
 
     def _make_network(self, number: int, name: str) -> None:
         run("ip", "netns", "add", name)
+        self._stack.callback(run, "ip", "netns", "del", name)
         run("ip", "-n", name, "link", "set", "lo", "up")
         for line in ("proxy", "redis"):
             near = f"{line}-{number}"
             run("ip", "link", "add", near, "type", "veth", "peer", "name", line, "netns", name)
+            self._stack.callback(run, "ip", "link", "del", near)
             run("ip", "addr", "add", f"{_near(line, number)}/30", "dev", near)
             run("ip", "-n", name, "addr", "add", f"{_far(line, number)}/30", "dev", line)
             run("ip", "link", "set", near, "up")
@@ -198,17 +203,15 @@ class Sentinels(Surroundings):
     _MASTER = "main"
 
     def prepare(self) -> None:
-        first = self._port + 100
-        self._servers = [first, first + 1]
-        self._sentinels = [first + 2, first + 3, first + 4]
-        for port in self._servers:
+        first, second, *self._sentinels = [self._port + offset for offset in SENTINEL_PORTS]
+        for port in (first, second):
             directory = f"{self._directory}/redis-{port}"
             os.makedirs(directory)
             replica = ["--replicaof", f"127.0.0.1 {first}"] if port != first else []
             options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory, *replica]
             options += ["--repl-diskless-sync-delay", "0"]
             self._start([require("redis-server"), *options], f"redis-{port}")
-        wait(lambda: "master_link_status:up" in ask(first + 1, "INFO", "replication"), _COMMAND, "Redis replicates")
+        wait(lambda: "master_link_status:up" in ask(second, "INFO", "replication"), _COMMAND, "Redis replicates")
         for port in self._sentinels:
             self._start_sentinel(port, first)
         wait(self._complete, _COMMAND, "the Sentinels know each other and the replica")
@@ -358,6 +361,15 @@ def ask(port: int, *words: str) -> str:
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout.strip()
+
+
+def _forward() -> None:
+    """Let nodes reach each other through us. Where that is not allowed they go on without: only checks ask."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
+            file.write("1")
+    except OSError:
+        pass
 
 
 def _near(line: str, number: int) -> str:
