@@ -44,7 +44,7 @@ load: venv
 	$(BIN)/python -m locust -f tests/load/locustfile.py --cluster-data $(DATA) $(LOAD)
 
 drill: venv tools
-	$(BIN)/registry-cluster drill run all $(DRILL)
+	PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/registry-cluster drill run all $(DRILL)
 
 bench: venv tools
 	$(BIN)/python -m tests.bench.bench --out reports/bench

@@ -14,8 +14,7 @@ BIN=$PROJECT/.tools/bin
 TOOLS="skopeo:skopeo podman:podman dockerd:docker.io docker:docker-cli docker-registry:docker-registry
     nginx:nginx-light htpasswd:apache2-utils redis-server:redis-server haproxy:haproxy debootstrap:debootstrap
     fusermount3:fuse3 ip:iproute2 iptables:iptables crun:crun newuidmap:uidmap fuse-overlayfs:fuse-overlayfs
-    openssl:openssl curl:curl setpriv:util-linux docker-compose:docker-compose systemd-analyze:systemd
-    bindfs:bindfs"
+    openssl:openssl curl:curl setpriv:util-linux docker-compose:docker-compose systemd-analyze:systemd"
 MORE_TOOLS="buildah:buildah containerd:containerd ctr:containerd"
 
 say() { echo "bootstrap: $*" >&2; }
@@ -198,10 +197,30 @@ install_conformance() {
     rm -rf "$scratch"
 }
 
+# A server of files that can be stopped, for drills: libfuse's own example, which its package brings as source.
+build_passthrough() {
+    have passthrough_ll && return 0
+    example=/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c
+    if ! is_root; then
+        say "passthrough_ll is not installed, and this is not root: build it from libfuse3-dev's example"
+        return 0
+    fi
+    apt_install libfuse3-dev
+    scratch=$(mktemp -d)
+    if [ ! -e $example ]; then # the machine leaves documentation out
+        (cd "$scratch" && quietly apt-get download libfuse3-dev && quietly dpkg -x ./*.deb .)
+        example=$scratch$example
+    fi
+    quietly cc -O2 -I/usr/include/fuse3 -o "$BIN/passthrough_ll" "$example" -lfuse3 -lpthread ||
+        die "passthrough_ll could not be built"
+    rm -rf "$scratch"
+}
+
 install_tools() {
     mkdir -p "$BIN"
     # shellcheck disable=SC2086
     install_packages $TOOLS
+    build_passthrough
     go_install crane github.com/google/go-containerregistry/cmd/crane@v0.20.6
     go_install regctl github.com/regclient/regclient/cmd/regctl@v0.11.7
     go_install registry github.com/distribution/distribution/v3/cmd/registry@v3.1.1

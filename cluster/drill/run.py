@@ -163,7 +163,7 @@ def _tell(row: Row) -> None:
     )
     for cell in cells:
         for finding in cell.findings:
-            say(f"    {cell.kind}: {finding}")
+            say(f"    {cell.kind}: {finding.splitlines()[0]}")  # the report has the rest
 
 
 class _Stage:

@@ -30,6 +30,9 @@ _STORAGE = 1 << 30  # bytes of memory that the storage of a drill may take
 _SLOW = (0.12, 0.03)  # seconds that slow storage stands still, and works
 _PIECES = (16 << 20, 1 << 20, 64 << 10, 4 << 10)  # bytes, by which storage is filled while others write to it
 _COMMAND = 30.0
+FILE_SERVER = "passthrough_ll"
+"""libfuse's example of a file system that passes everything through (its package brings it as source). Others, as
+bindfs, stand on libfuse's path names, with which a file that is replaced can be missing for a moment."""
 SENTINEL_PORTS = range(100, 105)
 """Of two Redis servers and three Sentinels, counted from the port where clients go."""
 
@@ -89,7 +92,7 @@ class Apart(Surroundings):
     be stopped. Nothing answers on a line that is cut: frames go to an address that nobody has.
     """
 
-    programs = (*Surroundings.programs, "unshare", "nsenter", "ip", "mount", "bindfs")
+    programs = (*Surroundings.programs, "unshare", "nsenter", "ip", "mount", FILE_SERVER)
 
     @classmethod
     def missing(cls) -> list[str]:
@@ -166,12 +169,11 @@ class Apart(Surroundings):
 
     def _serve_files(self, name: str) -> Process:
         # As a shared file system has to be: what one node writes is seen by the others at once, so nothing is
-        # remembered of names and sizes; and a rename is atomic, which libfuse breaks by hiding an open file first.
-        options = "attr_timeout=0,entry_timeout=0,negative_timeout=0,hard_remove"
+        # remembered of names, sizes and contents; and a lock excludes the others.
+        options = f"source={self._backing},cache=never,timeout=0,flock"
         path = self._mount(name)
         os.makedirs(path)
-        command = [require("bindfs"), "-f", "--multithreaded", "--enable-lock-forwarding", "-o", options]
-        process = self._start([*command, self._backing, path], f"bindfs-{name}")
+        process = self._start([require(FILE_SERVER), "-f", "-o", options, path], f"files-{name}")
         self._stack.callback(run, "umount", "--lazy", path)
 
         def mounted() -> bool:

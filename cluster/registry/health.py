@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.storage.driver import Driver
+from cluster.storage.driver import Driver, StorageFull
 
 
 class Health:
@@ -37,6 +37,9 @@ class Health:
         """Ask storage once; to be called at an interval."""
         try:
             await self._driver.probe()
+        except StorageFull as error:
+            # Reads go on as before, and all nodes have the same storage: were they unready, nobody could read.
+            self._failures, self._error = 0, str(error) or type(error).__name__
         except StorageError as error:
             self._failures += 1
             self._error = str(error) or type(error).__name__

@@ -17,7 +17,6 @@ import httpx
 from tests.support.process import Process
 from tests.support.tools import PROJECT, TOOLS, require
 
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SUITE = "trixie"
 # What an image is used for, by the beginning of its name.
 PACKAGES: Mapping[str, str] = {
@@ -124,7 +123,8 @@ def _root_file_system(image: str, packages: str) -> str:
     os.makedirs(os.path.dirname(place), exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="base-") as directory:
         root = os.path.join(directory, "root")
-        make = [require("debootstrap"), "--variant=minbase", f"--include={packages}", SUITE, root, MIRROR]
+        mirror = [os.environ["DEBIAN_MIRROR"]] if "DEBIAN_MIRROR" in os.environ else []  # else debootstrap's own
+        make = [require("debootstrap"), "--variant=minbase", f"--include={packages}", SUITE, root, *mirror]
         run(make, os.environ, 900)
         for file in ("/etc/pip.conf", CERTIFICATES):
             if os.path.exists(file):

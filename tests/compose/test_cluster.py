@@ -237,7 +237,7 @@ def test_locust_loads_it_while_a_node_crashes_and_finds_everything_kept(
         cluster.engine.crash(cluster.containers("node")[0])
         before = requests()
         eventually(lambda: requests() > before + 500, 120, "they go on")
-        page.get("/stop").raise_for_status()
+        page.post("/stop").raise_for_status()
     (master,) = cluster.containers("locust-master")
     look = ("sh", "-c", "cat /facts/*.verdict 2>/dev/null || true")
     verdict = eventually(lambda: cluster.inside(master, *look).strip(), 120, "locust has judged")

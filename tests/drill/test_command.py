@@ -17,14 +17,15 @@ from cluster.drill.faults import FAULTS
 from cluster.drill.meter import Kind
 from cluster.drill.run import fits_target
 from tests.failover.cluster import Cluster
-from tests.support.tools import PROJECT, note, require, require_root
+from tests.support.tools import PROJECT, TOOLS, note, require, require_root
 
 QUICK = 300.0
 """Seconds that the whole matrix may take on a machine that has nothing else to do."""
 
 
 def drill(*words: str, within: float = 120, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": PROJECT, **({} if path is None else {"PATH": path})}
+    searched = f"{TOOLS}/bin:{os.environ['PATH']}" if path is None else path
+    environment = {**os.environ, "PYTHONPATH": PROJECT, "PATH": searched}
     return subprocess.run(
         [sys.executable, "-m", "cluster", "drill", *words],
         capture_output=True,

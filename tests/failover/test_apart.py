@@ -8,13 +8,14 @@ by tests/drill/test_planted.py.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from tests.support.tools import note, require_root
+from tests.support.tools import TOOLS, note, require_root
 
 APART = {
     "proxy-cut-off": "a node behind a network that lets nothing pass to the proxy",
@@ -37,6 +38,7 @@ def drills(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         [sys.executable, "-m", "cluster", "drill", "run", *APART, *request.param, "--report", str(report)],
         capture_output=True,
         text=True,
+        env={**os.environ, "PATH": f"{TOOLS}/bin:{os.environ['PATH']}"},
         timeout=1100,
         check=False,
     )

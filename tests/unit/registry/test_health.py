@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import StorageError
 from cluster.registry.health import Health
-from cluster.storage.driver import StorageTimeout
+from cluster.storage.driver import StorageFull, StorageTimeout
 from cluster.storage.memory import MemoryDriver
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +56,18 @@ async def test_failures_count_only_in_a_row_and_one_success_heals(storage: Stora
         storage.failure = None
         await node.probe()
         assert node.not_ready() is None and node.failing() == {}
+
+
+async def test_full_storage_is_reported_and_takes_no_node_away(storage: Storage) -> None:
+    """All nodes have the same: were they unready, nobody could read."""
+    node = health(storage, 1)
+    storage.failure = StorageFull("no space left on device")
+    for _ in range(5):
+        await node.probe()
+    assert node.not_ready() is None and node.failing() == {}
+    report = await node.report()
+    assert (report["ready"], report["storage"]["status"]) == (True, "failing")
+    assert report["storage"]["error"] == "no space left on device"
 
 
 async def test_a_draining_node_is_not_ready_whatever_its_storage_says(storage: Storage) -> None:
