@@ -1,13 +1,15 @@
-"""One request's body and its answer, between a connection (worker.py) and the ASGI application.
+"""One request's target, body and answer, between a connection (worker.py) and the ASGI application.
 
-Owns in which pieces a body is handed out, how long the next one is waited for, and how an answer is framed
+Owns what a target with a host in it means, in which pieces a body is handed out, how long the next one is waited for, and how an answer is framed
 (RFC 9112 section 6). It stands in the place of what gunicorn has for applications of all kinds: ours names headers
 in lower case and as bytes, sends no events but the two of a plain answer, and returns when it has answered.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi import protocol
 from gunicorn.asgi.protocol import BodyReceiver
@@ -17,6 +19,18 @@ from cluster.api.edge import Event, Header
 # Bytes after which a piece of a body grows no more. The parser is fed 16 KiB at a time, so a piece has 192 KiB at
 # most, and an upload that takes it holds less than 64 KiB of others (promise P7).
 _PIECE = 176 * 1024
+_ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
+
+def strip_origin(request: Any) -> None:
+    """`GET http://host/path` means what `GET /path` with that Host does (RFC 9112 section 3.2.2)."""
+    match = _ORIGIN.match(request.raw_path)
+    if match is None:
+        return
+    path = request.raw_path[match.end() :] or b"/"
+    request.raw_path, request.path = path, unquote_to_bytes(path).decode("utf-8", "replace")
+    others = [header for header in request.headers_bytes if header[0] != b"host"]
+    request.headers_bytes = [*others, (b"host", match[1].rpartition(b"@")[2])]
 
 
 class Receiver(BodyReceiver):  # type: ignore[misc]

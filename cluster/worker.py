@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi import protocol
 from gunicorn.asgi.parser import InvalidHeader
@@ -23,14 +21,13 @@ from gunicorn.workers import gasgi
 from cluster.api.edge import Patience
 from cluster.api.errors import envelope
 from cluster.errors import RegistryError, SizeInvalid, Unsupported
-from cluster.exchange import Answer, Receiver
+from cluster.exchange import Answer, Receiver, strip_origin
 from cluster.listener import Greeted, TlsListener
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
 _SLICE = 16 * 1024  # bytes given to the parser at a time
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
 class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
@@ -99,6 +96,10 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._early.append(data)
         self._pause_reading()
 
+    def _maybe_resume_reading(self) -> None:
+        if not self._early:
+            super()._maybe_resume_reading()
+
     def _resume_reading(self) -> None:
         super()._resume_reading()
         if self._early:
@@ -107,7 +108,9 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     def _feed_early(self) -> None:
         if self._early and not self._closed and not self._callback_parser.is_complete:
             data, self._early = b"".join(self._early), []
+            super()._resume_reading()  # more may have come, and have been held, since this was called for
             self.data_received(data)
+            self._end_input()
 
     def eof_received(self) -> bool:
         """The client sends nothing more: what it asked for is answered, then the connection ends.
@@ -117,13 +120,21 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         if self.is_idle or self._lingering or self._is_ssl:
             return False
         self._half_closed = True
-        if self._body_receiver is not None and not self._callback_parser.is_complete:
-            self._body_receiver.signal_disconnect()
+        self._end_input()
         return True
+
+    def _end_input(self) -> None:
+        """Wait for nothing more of a client that sends nothing more, once all that it sent has been looked at."""
+        if not self._half_closed or self._early or self._closed:
+            return
+        if self.is_idle:
+            self._keepalive_timeout()
+        elif self._body_receiver is not None and not self._callback_parser.is_complete:
+            self._body_receiver.signal_disconnect()
 
     def _arm_keepalive_timer(self) -> None:
         if self._half_closed:
-            self.worker.loop.call_soon(self._keepalive_timeout)
+            self.worker.loop.call_soon(self._end_input)
         else:
             super()._arm_keepalive_timer()
 
@@ -148,7 +159,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             if not name or (len(value) > 18 and name == b"content-length"):
                 raise InvalidHeader("a folded header line, or a Content-Length that is no length")
         if request.raw_path[:1] != b"/":
-            _strip_origin(request)
+            strip_origin(request)
         return skip_body
 
     def _on_body(self, chunk: bytes) -> None:
@@ -182,6 +193,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         which the client's next request is already there and has to be held.
         """
         answer = Answer(self, request)
+        self._end_input()
         try:
             await self.app(self._scope(request, sockname, peername), self._body_receiver.receive, answer.send)
         except Exception:
@@ -284,18 +296,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     @property
     def is_idle(self) -> bool:
         """Whether no request is under way, nor on its way as far as we know."""
-        return not self._request_ready.is_set()
-
-
-def _strip_origin(request: Any) -> None:
-    """`GET http://host/path` means what `GET /path` with that Host does (RFC 9112 section 3.2.2)."""
-    match = _ORIGIN.match(request.raw_path)
-    if match is None:
-        return
-    path = request.raw_path[match.end() :] or b"/"
-    request.raw_path, request.path = path, unquote_to_bytes(path).decode("utf-8", "replace")
-    others = [header for header in request.headers_bytes if header[0] != b"host"]
-    request.headers_bytes = [*others, (b"host", match[1].rpartition(b"@")[2])]
+        return not self._request_ready.is_set() and not self._early
 
 
 # gunicorn has no settings for these classes; it looks their names up here when it listens, and for each request.

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 _COPY_CHUNK = 1 << 30  # bytes asked of the kernel in one copy_file_range
 _READ_CHUNK = 256 * 1024
 # sync_file_range(2), which Python does not have; the interpreter lock is let go of, as for any other disk call.
-_sync_file_range = ctypes.CDLL(None).sync_file_range
+_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _RANGE_WRITE = 2
+_NO_SYNC_RANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE)
 _NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -88,9 +89,11 @@ class Disk:
     def start_writeback(self, fd: int, start: int, size: int) -> None:
         """Have the kernel begin to write these bytes out, so that a later sync has little left to wait for.
 
-        Nothing is durable by this; where the file system does not know it, nothing happens.
+        Nothing is durable by this; where the file system does not know it, nothing happens. An error is raised: it
+        may be told here alone, and not by the sync again.
         """
-        _sync_file_range(fd, start, size, _RANGE_WRITE)
+        if _sync_file_range(fd, start, size, _RANGE_WRITE) and (code := ctypes.get_errno()) not in _NO_SYNC_RANGE:
+            raise OSError(code, os.strerror(code))
 
     def copy(self, source: str, fd: int, size: int) -> None:
         """Append the first `size` bytes of a file; inside the kernel where it can (a reflink where it has them)."""

@@ -14,6 +14,7 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -89,7 +90,9 @@ class _Writer:
     async def seal(self) -> None:
         self._sealing = True
         with self._tenure:
-            await self._uploads.threads.run_long(self._seal)
+            sealing = self._uploads.threads.begin(self._seal)
+        # It takes place although its caller gives up while no thread is free: only it lets go of the lock.
+        await asyncio.shield(sealing)
 
     def _seal(self) -> None:
         disk = self._uploads.disk

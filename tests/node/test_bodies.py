@@ -196,6 +196,27 @@ def test_pipelined_requests_are_answered_in_their_order(node: Node, wire: Wire, 
     assert position(node.port, upload) == 6
 
 
+@pytest.mark.parametrize("last", ["whole", "cut in its head", "cut in its body"])
+def test_all_that_a_client_asked_for_before_its_half_of_the_connection_ended_is_answered(
+    node: Node, upload: str, last: str
+) -> None:
+    # More than the parser is given at a time: the rest waits while the first is answered.
+    requests = [head("GET", "/v2/", "X-Padding: " + "a" * 3000)] * 20
+    ends = {
+        "whole": head("GET", "/v2/"),
+        "cut in its head": b"GET /v2/ HT",
+        "cut in its body": head("PATCH", upload, "Content-Length: 1000") + b"x" * 100,
+    }
+    with Wire(node.port) as wire:
+        wire.send(b"".join(requests) + ends[last])
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert [wire.answer().status for _ in requests] == [200] * 20
+        if last != "cut in its head":
+            assert wire.answer().status == (200 if last == "whole" else 400)
+        assert wire.rest() == b""
+    assert position(node.port, upload) == (103 if last == "cut in its body" else 3)
+
+
 def test_a_bad_chunk_behind_a_refusal_does_not_become_a_second_answer(wire: Wire, upload: str) -> None:
     wire.send(head("PATCH", upload, "Content-Range: 7-8", "Transfer-Encoding: chunked"), chunk(b"x"))
     assert wire.answer().status == 416

@@ -16,7 +16,9 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -308,10 +310,40 @@ def short() -> Iterator[str]:
     shutil.rmtree(directory)
 
 
+class Ready(BaseHTTPRequestHandler):
+    """A node, as far as HAProxy's checks see one."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def ready_at(hosts: Sequence[str], port: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for host in hosts:
+            server = stack.enter_context(ThreadingHTTPServer((host, port), Ready))
+            threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+            stack.callback(server.shutdown)
+        yield
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[int]:
+    """The port at which the nodes of a test are ready; one that is down is not drained, but down."""
+    port = free_port()
+    with ready_at([f"127.0.0.1{number}" for number in (1, 2, 3)], port):
+        yield port
+
+
 @pytest.mark.parametrize("sticky", [True, False])
-def test_a_running_haproxy_is_told_to_drain_a_node_and_to_use_it_again(short: str, sticky: bool) -> None:
-    nobody = free_port()  # checks reach the loopback addresses only, and nobody there
-    urls = [f"http://127.0.0.1{number}:{nobody}" for number in (1, 2, 3)]
+def test_a_running_haproxy_is_told_to_drain_a_node_and_to_use_it_again(
+    short: str, three_nodes: int, sticky: bool
+) -> None:
+    urls = [f"http://127.0.0.1{number}:{three_nodes}" for number in (1, 2, 3)]
     haproxy = {
         "bind": f"127.0.0.1:{free_port()}",
         "socket": f"{short}/s",
@@ -322,7 +354,7 @@ def test_a_running_haproxy_is_told_to_drain_a_node_and_to_use_it_again(short: st
         runtime = Runtime(f"{short}/s")
         eventually(lambda: Path(short, "s").exists(), 10, "the socket is there")
         assert [(server.name, server.address) for server in runtime.servers()] == [
-            (f"node-{number}", f"127.0.0.1{number}:{nobody}") for number in (1, 2, 3)
+            (f"node-{number}", f"127.0.0.1{number}:{three_nodes}") for number in (1, 2, 3)
         ]
         runtime.drain("node-2")
         runtime.drain("node-2")

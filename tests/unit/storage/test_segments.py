@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,6 +284,49 @@ async def test_a_file_that_is_shorter_than_it_should_be_is_an_error(tmp_path: Pa
         os.close(fd)
     with pytest.raises(OSError, match="ended"):
         list(Disk().pieces(str(tmp_path / "source"), 0, 6, 4))
+
+
+async def test_what_was_to_be_sealed_is_published_although_its_caller_gave_up_before_a_thread_was_free(
+    tmp_path: Path,
+) -> None:
+    threads, free = Threads(1, 10), threading.Event()
+    uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads)
+    try:
+        await uploads.create(SESSION, STARTED)
+        writer = await uploads.append(SESSION, 0, lambda _: None)
+        await writer.write([b"what came"])
+        busy = threads.begin(free.wait, 30)
+        sealing = asyncio.create_task(writer.seal())
+        await asyncio.sleep(0)  # it waits for the thread
+        sealing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sealing
+        await writer.discard()
+        free.set()
+        await busy
+        assert await content(uploads) == b"what came"
+        assert private_files(tmp_path) == []
+    finally:
+        free.set()
+        threads.close()
+
+
+def test_an_error_that_the_disk_tells_when_it_begins_to_write_is_raised(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_PATH)  # a descriptor that nothing can be written by
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            Disk().start_writeback(fd, 0, 1)
+    finally:
+        os.close(fd)
+
+
+def test_where_the_disk_cannot_begin_early_nothing_happens() -> None:
+    ends = os.pipe()
+    try:
+        Disk().start_writeback(ends[1], 0, 1)
+    finally:
+        for fd in ends:
+            os.close(fd)
 
 
 class WatchedDisk(Disk):
