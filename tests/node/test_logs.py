@@ -57,6 +57,14 @@ def test_a_request_is_one_line_in_the_form_of_apache(tmp_path: Path) -> None:
         assert line["id"] == answer.headers["x-request-id"]
 
 
+def test_a_probe_that_is_told_that_all_is_well_leaves_no_line(tmp_path: Path) -> None:
+    with brief(Node(tmp_path)) as node:
+        for path in ("livez", "readyz", "healthz", "livez/else"):
+            get(f"{node.url}/{path}")
+        (line,) = text_lines(node, 1)
+        assert (line["request"], line["status"]) == ("GET /livez/else HTTP/1.1", "404")
+
+
 def test_a_request_is_one_object_where_json_is_asked_for(tmp_path: Path) -> None:
     with brief(Node(tmp_path, {"log": {"formatter": "json", "fields": {"environment": "test"}}})) as node:
         with Wire(node.port) as wire:
