@@ -1,8 +1,9 @@
 """One request's target, body and answer, between a connection (worker.py) and the ASGI application.
 
-Owns what a target with a host in it means, in which pieces a body is handed out, how long the next one is waited for, and how an answer is framed
-(RFC 9112 section 6). It stands in the place of what gunicorn has for applications of all kinds: ours names headers
-in lower case and as bytes, sends no events but the two of a plain answer, and returns when it has answered.
+Owns what a target with a host in it means, in which pieces a body is handed out, how long the next one is waited
+for, and how an answer is framed (RFC 9112 section 6). It stands in the place of what gunicorn has for applications
+of all kinds: ours names headers in lower case and as bytes, sends no events but the two of a plain answer, and
+returns when it has answered.
 """
 
 from __future__ import annotations

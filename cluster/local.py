@@ -77,7 +77,8 @@ class LocalCluster:
         self._prepare()
         try:
             await self._start()
-            self._print_welcome()
+            if not stopping:
+                self._print_welcome()
             await self._supervisor.wait()
             say("stopping")
         finally:

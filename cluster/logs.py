@@ -106,7 +106,7 @@ class AccessLog:
     def _text(self, record: Record) -> str:
         """Apache's combined form, then the seconds taken and the request id."""
         client = (record.scope.get("client") or ("-",))[0] or "-"
-        referer, agent = _quoted(record.headers.get(b"referer")), _quoted(record.headers.get(b"user-agent"))
+        referer, agent = _referer(record.headers.get(b"referer")), _quoted(record.headers.get(b"user-agent"))
         return (
             f'{client} - {_user(record.scope)} [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
             f'HTTP/{record.scope["http_version"]}" {record.status} {record.sent} "{referer}" "{agent}" '
@@ -137,8 +137,16 @@ class AccessLog:
 def _target(scope: Mapping[str, Any]) -> str:
     """The request's path and query, without what would let a reader of the log go on with somebody's upload."""
     path = scope.get("raw_path") or b""
-    target = _quoted(path.partition(b"?")[0])
-    query = _quoted(scope.get("query_string"))
+    return _without_secrets(_quoted(path.partition(b"?")[0]), _quoted(scope.get("query_string")))
+
+
+def _referer(value: bytes | None) -> str:
+    """The page that led here; Go's client, when it is redirected, tells the URL that it asked, with its query."""
+    page, _, query = _quoted(value).partition("?")
+    return _without_secrets(page, query)
+
+
+def _without_secrets(target: str, query: str) -> str:
     return f"{target}?{_PARAMETER.sub(_hide, query)}" if query else target
 
 

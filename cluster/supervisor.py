@@ -46,11 +46,13 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def add(self, child: Child) -> None:
-        """Start a child, and return when it is of use. ConfigError when that does not happen in time."""
+        """Start a child; return when it is of use, or not wanted any more. ConfigError when it takes too long."""
         self._tasks[child.name] = asyncio.create_task(self._keep(child))
         deadline = time.monotonic() + _READY
         while not (child.pid is not None and await asyncio.to_thread(child.is_ready)):
-            if time.monotonic() > deadline or self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            if time.monotonic() > deadline:
                 raise ConfigError([f"{child.name} did not become ready in {_READY:g} s: see {child.log}"])
             await asyncio.sleep(0.05)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote, urlsplit
 
 import falcon.asgi
@@ -47,12 +47,13 @@ class Urls:
         address = req.remote_addr or ""
         if not self._is_trusted(address):
             return address
-        if (forwarded := req.get_header("Forwarded")) is not None:
-            hops = [_fields(element).get("for", "") for element in forwarded.split(",")]
-        elif (header := req.get_header("X-Forwarded-For")) is not None:
-            hops = header.split(",")
-        else:
-            return address
+        told = {self._told(address, hops) for hops in _hops(req)}
+        # Most proxies write one of the two headers, and pass the other on as the client sent it. Which one is
+        # whose is not known here: only what both say is believed, or a client could call itself anything.
+        return told.pop() if len(told) == 1 else address
+
+    def _told(self, address: str, hops: Sequence[str]) -> str:
+        """Who spoke to the first of the proxies in a row, as far as they can be believed; `address` is the last."""
         for hop in reversed(hops):
             if (told := _address(hop)) is None:
                 return address
@@ -99,6 +100,14 @@ def _fields(element: str) -> dict[str, str]:
     """The pairs of one element of a `Forwarded` header."""
     pairs = (pair.partition("=") for pair in element.split(";"))
     return {key.strip().lower(): value.strip().strip('"') for key, _, value in pairs}
+
+
+def _hops(req: falcon.asgi.Request) -> Iterator[list[str]]:
+    """What each header that is there says of the addresses on the way."""
+    if (header := req.get_header("Forwarded")) is not None:
+        yield [_fields(element).get("for", "") for element in header.split(",")]
+    if (header := req.get_header("X-Forwarded-For")) is not None:
+        yield header.split(",")
 
 
 def _address(text: str) -> str | None:

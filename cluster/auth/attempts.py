@@ -32,7 +32,8 @@ class Attempts:
     async def admit(self, user: str, source: str) -> None:
         """TooManyRequests when this user had too many wrong passwords from there; those being checked count too."""
         what = _what(user, source)
-        known = max(self._count(what), await self._shared.failures(what))
+        shared = await self._shared.failures(what)
+        known = max(shared, self._count(what))  # counted now: checks may have ended while the others were asked
         if known + self._running.get(what, 0) >= LIMIT:
             raise TooManyRequests(
                 "too many wrong passwords for this user from this address",
@@ -67,15 +68,17 @@ class Attempts:
         return count if self._now() < until else 0
 
 
-def _what(user: str, source: str) -> str:
-    """One counter. Whoever has an IPv6 address has 2^64 of them: the network counts."""
+def place_of(source: str) -> str:
+    """Where a client is. Whoever has an IPv6 address has 2^64 of them: the network counts."""
     try:
         address = ipaddress.ip_address(source)
     except ValueError:
-        return f"password {source} {user}"
+        return source
     if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        place = str(mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    else:
-        place = str(address)
-    return f"password {place} {user}"
+        return str(address.ipv4_mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def _what(user: str, source: str) -> str:
+    """One counter."""
+    return f"password {place_of(source)} {user}"

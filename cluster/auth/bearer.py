@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cluster.auth.access import Access, Question, to_detail
 from cluster.auth.files import Watched
 from cluster.auth.grants import scopes_of
-from cluster.auth.keyring import WatchedRing
+from cluster.auth.keyring import KeyRing, WatchedRing
 from cluster.auth.keys import Trust, together
 from cluster.auth.tokens import Grant, InvalidToken, UnknownKey, Verifier
 from cluster.errors import NameInvalid, Unauthorized
@@ -57,6 +57,7 @@ class TokenAuthenticator:
         self._key = secrets.token_bytes(32)
         self._grants: dict[bytes, tuple[Grant, int]] = {}  # with the length of the token
         self._size = 0
+        self._trusted: KeyRing | None = None  # whose keys are among those that the verifier trusts
         self._trust_again()
 
     async def authenticate(self, question: Question) -> Grant:
@@ -82,8 +83,8 @@ class TokenAuthenticator:
         """See the port."""
         changed = [await file.refresh() for file in self._files]
         if self._ring is not None:
-            changed.append(await self._ring.refresh())
-        if any(changed) or time.monotonic() >= self._believed_until:
+            await self._ring.refresh()
+        if any(changed) or self._has_other_keys or time.monotonic() >= self._believed_until:
             self._trust_again()
 
     async def _believe(self, token: str, digest: bytes) -> Grant:
@@ -94,7 +95,8 @@ class TokenAuthenticator:
             # Another node may have begun to sign with a key that this one has not seen.
             if self._ring is None:
                 raise
-            if await self._ring.hurry():
+            await self._ring.hurry()
+            if self._has_other_keys:
                 self._trust_again()
             grant = self._verifier.read(token)
         self._remember(digest, grant, len(token))
@@ -113,12 +115,20 @@ class TokenAuthenticator:
         """Take the keys that there are now, and forget what others have verified."""
         parts = [file.content for file in self._files]
         if self._ring is not None:
-            parts.append(self._ring.content.trust())
+            self._trusted = self._ring.content
+            parts.append(self._trusted.trust())
         terms = self._terms
         self._verifier = Verifier(together(parts), terms.issuer, terms.service, terms.algorithms)
         self._grants.clear()
         self._size = 0
         self._believed_until = time.monotonic() + _BELIEVED_FOR
+
+    @property
+    def _has_other_keys(self) -> bool:
+        """Whether the ring holds others than are trusted here. Whoever asked for the look that found them may have
+        left meanwhile, or have been told that it takes too long.
+        """
+        return self._ring is not None and self._ring.content is not self._trusted
 
     def _refusal(
         self, question: Question, wanted: Sequence[Access], error: str = "", reason: str = ""

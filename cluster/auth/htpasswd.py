@@ -16,13 +16,13 @@ import os
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.auth import passwords
 from cluster.auth.access import Access, Anyone, Caller, Policy, Question, to_detail
-from cluster.auth.attempts import Attempts
+from cluster.auth.attempts import Attempts, place_of
 from cluster.auth.files import Watched
 from cluster.auth.passwords import Accounts
 from cluster.auth.policy import Rules
@@ -32,6 +32,7 @@ from cluster.state.store import Failures
 _THREADS = 2  # of a worker: a check holds a core, and no lock of Python's
 _NICENESS = 5  # of these threads: whoever guesses passwords must not slow down those who are served
 _WAITING = 64  # checks at a time; some seconds' work
+_SHARE = 32  # of them for one place, so that whoever guesses there leaves room for those who log in elsewhere
 _PATIENCE = 10.0  # seconds a request waits for its check
 _PROVED_FOR = 300.0  # seconds
 _PROVED = 10_000  # credentials that are remembered
@@ -51,6 +52,7 @@ class Htpasswd:
         self._key = secrets.token_bytes(32)
         self._proved: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # the hash, and until when
         self._checking: dict[tuple[bytes, str | None], asyncio.Task[bool]] = {}
+        self._busy: Counter[str] = Counter()  # how many of them each place has
         self._threads = ThreadPoolExecutor(_THREADS, "passwords", initializer=_step_back)
         self._warn(self._file.content)
 
@@ -97,15 +99,18 @@ class Htpasswd:
     def _begin(
         self, user: str, password: bytes, source: str, digest: bytes, hashed: str | None
     ) -> asyncio.Task[bool]:
-        if len(self._checking) >= _WAITING:
+        place = place_of(source)
+        if len(self._checking) >= _WAITING or self._busy[place] >= _SHARE:
             raise Unavailable("too many passwords are being checked", headers={"Retry-After": "2"})
         check = asyncio.create_task(self._check(user, password, source, digest, hashed))
         self._checking[digest, hashed] = check
         self._attempts.begin(user, source)
+        self._busy[place] += 1
 
         def end(_: object) -> None:
             del self._checking[digest, hashed]
             self._attempts.end(user, source)
+            self._busy -= Counter((place,))  # and forgets a place that has none
 
         check.add_done_callback(end)
         return check

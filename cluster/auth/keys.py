@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +33,7 @@ _OF_RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 _OF_CURVE = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _OF_SECRET = {32: "HS256", 48: "HS384", 64: "HS512"}  # RFC 7518 section 3.2: at least as long as the hash
 _RSA_BITS = 2048  # RFC 7518 section 3.3
+_EXPONENT_BITS = 31  # as Go has it; a check with an exponent as long as the modulus takes 100 times as long
 # RFC 7638: what a thumbprint is made of; the rest of a key is names, hints, and what is private.
 _REQUIRED = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n"), "OKP": ("crv", "kty", "x")}
 _PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth"}
@@ -55,10 +56,8 @@ class VerifyingKey:
     def of(cls, key: object) -> VerifyingKey:
         """A public key with all algorithms of its kind. BadKey."""
         match key:
-            case rsa.RSAPublicKey() if key.key_size >= _RSA_BITS:
-                return cls(key, _OF_RSA)
             case rsa.RSAPublicKey():
-                raise BadKey(f"an RSA key of {key.key_size} bits, wanted at least {_RSA_BITS}")
+                return cls(_bounded(key), _OF_RSA)
             case ec.EllipticCurvePublicKey() if key.curve.name in _OF_CURVE:
                 return cls(key, frozenset({_OF_CURVE[key.curve.name]}))
             case ed25519.Ed25519PublicKey():
@@ -92,7 +91,8 @@ class Trust:
             raise BadKey("a chain of certificates that nothing here can vouch for")
         try:
             ders = [base64.b64decode(text, validate=True) for text in chain]
-            leaf, *others = [x509.load_der_x509_certificate(der) for der in ders]
+            leaf, *others = found = [x509.load_der_x509_certificate(der) for der in ders]
+            _check_work(found)
             # What browsers ask of names and purposes does not matter here; that each issuer is a CA does.
             builder = verification.PolicyBuilder().store(self.roots).time(datetime.now(UTC))
             anything = verification.ExtensionPolicy.permit_all()
@@ -103,6 +103,26 @@ class Trust:
             return VerifyingKey.of(leaf.public_key())
         except (*_BAD_KEY, verification.VerificationError):
             raise BadKey("a chain of certificates that does not verify") from None
+
+
+def _bounded(key: rsa.RSAPublicKey) -> rsa.RSAPublicKey:
+    """A key that is neither weak nor slow. BadKey."""
+    if key.key_size < _RSA_BITS:
+        raise BadKey(f"an RSA key of {key.key_size} bits, wanted at least {_RSA_BITS}")
+    if (bits := key.public_numbers().e.bit_length()) > _EXPONENT_BITS:
+        raise BadKey(f"an RSA key with a public exponent of {bits} bits, wanted at most {_EXPONENT_BITS}")
+    return key
+
+
+def _check_work(chain: Sequence[x509.Certificate]) -> None:
+    """Refuse a chain that is costly to look at: anybody may send one, and it holds up all other requests. BadKey.
+
+    Certificates of one subject are all tried as the issuer of each other: a hundred signatures for ten of them.
+    """
+    if len({certificate.subject for certificate in chain}) < len(chain):
+        raise BadKey("a chain of certificates in which a subject is there twice")
+    for certificate in chain:
+        VerifyingKey.of(certificate.public_key())
 
 
 def thumbprint(key: object) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.failover.cluster import BACK, Cluster
 from tests.failover.conftest import CONFIG
 from tests.failover.pusher import Crowd
 from tests.support.process import eventually, free_port, listening, members
-from tests.support.tools import note, require, require_root
+from tests.support.tools import PROJECT, note, require, require_root
 
 NAME = "team/up"
 
@@ -225,6 +226,23 @@ def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Pat
         groups = cluster.pids()
         os.kill(cluster.pid, signal.SIGKILL)
         eventually(lambda: not any(map(members, groups)), BACK, "everything ends with what has started it")
+
+
+def test_ctrl_c_while_it_starts_is_no_failure_and_stops_everything(tmp_path: Path) -> None:
+    words = ["up", "--nodes", "2", "--port", str(free_port()), "--data", str(tmp_path)]
+    up = subprocess.Popen([sys.executable, "-m", "cluster", *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "cluster.json"
+    try:
+        eventually(
+            lambda: state.exists() and json.loads(state.read_text())["redis"]["pid"], 30, "Redis was started"
+        )
+        group = json.loads(state.read_text())["redis"]["pid"]
+        up.send_signal(signal.SIGINT)
+        _, said = up.communicate(timeout=60)
+    finally:
+        up.kill()
+    assert (up.returncode, "did not become ready" in said) == (0, False), said
+    eventually(lambda: not members(group), 5, "nothing outlives what has started it")
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_neither_tokens_nor_credentials_nor_secrets_get_into_any_log(talkative: 
             tokens.append(location)
         assert wire.ask("PATCH", tokens[0], "Content-Length: 5", *secret_headers, body=b"wrong").status == 416
         assert wire.ask("GET", location.replace("_state", "%5Fst%61te"), *secret_headers).status == 204
+        assert wire.ask("GET", "/v2/", f"Referer: http://{node.host}{location}").status == 200
         assert wire.ask("GET", f"http://user:{password}@{node.host}/v2/", *secret_headers).status == 200
         assert wire.ask("PUT", f"{location}&digest={digest_of(b'wrong')}", "Content-Length: 0").status == 400
     with Wire(node.port) as wire:

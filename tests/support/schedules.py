@@ -53,6 +53,16 @@ class InPlace(Threads):
         except OSError as error:
             raise translate(error) from error
 
+    def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        try:
+            outcome.set_result(call(*args, **kwargs))
+        except OSError as error:
+            outcome.set_exception(translate(error))
+        except Killed as error:
+            outcome.set_exception(error)
+        return outcome
+
 
 class Killed(Exception):
     """The process of this operation is dead: none of its calls takes place any more."""

@@ -73,6 +73,17 @@ async def test_passwords_that_are_being_checked_count_too() -> None:
     assert not await is_stopped(attempts, "alice", "192.0.2.1")
 
 
+async def test_what_fails_while_the_other_nodes_are_asked_counts() -> None:
+    class Slow(MemoryStore):
+        async def failures(self, what: str) -> int:
+            before = await super().failures(what)
+            await fail(attempts, "alice", "192.0.2.1")
+            return before
+
+    attempts = Attempts(Slow())
+    assert await is_stopped(attempts, "alice", "192.0.2.1")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -160,7 +160,7 @@ async def test_wrong_passwords_that_come_at_once_are_not_more(accounts: Counting
 
 async def test_when_too_many_wait_the_next_one_is_sent_away(accounts: Counting) -> None:
     accounts.hold = asyncio.Event()
-    waiting = [asyncio.create_task(accounts.verify(f"user {n}", b"x", HERE)) for n in range(64)]
+    waiting = [asyncio.create_task(accounts.verify(f"user {n}", b"x", f"192.0.2.{n}")) for n in range(64)]
     await asyncio.sleep(0)
     with pytest.raises(Unavailable) as caught:
         await accounts.verify("alice", b"wonder:land", HERE)
@@ -168,6 +168,21 @@ async def test_when_too_many_wait_the_next_one_is_sent_away(accounts: Counting) 
     accounts.hold.set()
     assert await asyncio.gather(*waiting) == [False] * 64
     assert await accounts.verify("alice", b"wonder:land", HERE)
+
+
+async def test_whoever_guesses_leaves_room_for_those_who_log_in_elsewhere(accounts: Counting) -> None:
+    accounts.hold = asyncio.Event()
+    places = [f"2001:db8::{n}" for n in range(32)]  # of one network, as one who guesses has them
+    waiting = [asyncio.create_task(accounts.verify(f"user {n}", b"x", place)) for n, place in enumerate(places)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await accounts.verify("one more", b"x", "2001:db8::ffff")
+    login = asyncio.create_task(accounts.verify("alice", b"wonder:land", HERE))
+    await asyncio.sleep(0)
+    accounts.hold.set()
+    assert await login
+    assert await asyncio.gather(*waiting) == [False] * 32
+    assert not await accounts.verify("one more", b"x", "2001:db8::ffff")
 
 
 async def test_a_user_who_is_not_there_is_checked_against_the_costs_that_the_file_has(

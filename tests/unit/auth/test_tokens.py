@@ -7,6 +7,7 @@ import functools
 import hashlib
 import hmac
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from cluster.auth import keyring, keys
@@ -79,6 +81,19 @@ async def refused(authenticator: TokenAuthenticator, header: str | None, *wanted
     with pytest.raises(Unauthorized) as caught:
         await authenticator.authenticate(question(header, *wanted))
     return caught.value.headers["WWW-Authenticate"]
+
+
+def slow_key(bits: int) -> rsa.RSAPrivateKey:
+    """A key whose signatures take its owner no time to make, and everybody else long to check."""
+    usual = rsa.generate_private_key(public_exponent=65537, key_size=bits).private_numbers()
+    order, private = (usual.p - 1) * (usual.q - 1), 2**521 - 1
+    while math.gcd(private, order) != 1:
+        private -= 2
+    public = rsa.RSAPublicNumbers(pow(private, -1, order), usual.public_numbers.n)
+    parts = private % (usual.p - 1), private % (usual.q - 1), usual.iqmp
+    return rsa.RSAPrivateNumbers(usual.p, usual.q, private, *parts, public).private_key(
+        unsafe_skip_rsa_key_validation=True
+    )
 
 
 INTERMEDIATE_KEY = ec_key()
@@ -303,6 +318,30 @@ async def test_a_name_that_is_none_never_gets_into_a_header(make: Make, name: st
         await ask(make(), signed(), access)
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        [certificate(STRANGER, "x", ca=True) for _ in range(9)],
+        [certificate(slow_key(2048), "x", ca=True)],
+        [certificate(ec.generate_private_key(ec.SECP224R1()), "x", ca=True)],
+    ],
+    ids=["a subject that is there twice", "a key that is slow to check", "a key of an unknown kind"],
+)
+def test_a_chain_that_is_costly_to_look_at_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, others: list[x509.Certificate]
+) -> None:
+    """Anybody may send one, and the event loop waits for each: nine of one subject and such a key took a second."""
+    trust = keys.read_bundle(bundle(ROOT))
+    monkeypatch.setattr("cryptography.x509.verification.PolicyBuilder", lambda: pytest.fail("it was looked at"))
+    with pytest.raises(keys.BadKey):
+        trust.by_chain(x5c(certificate(STRANGER, "leaf", issuer="x"), *others))
+
+
+def test_a_key_that_is_slow_to_check_is_no_key_of_ours() -> None:
+    with pytest.raises(keys.BadKey, match=r"public exponent of 20[0-9]{2} bits, wanted at most 31"):
+        keys.VerifyingKey.of(slow_key(2048).public_key())
+
+
 async def test_only_the_algorithms_of_the_configuration_count(make: Make) -> None:
     assert await ask(make(("ES256",)), signed())
     assert "invalid_token" in await refused(make(("RS256", "HS256")), f"Bearer {signed()}")
@@ -400,6 +439,31 @@ async def test_a_key_directory_that_hangs_costs_its_tokens_alone(make: Make, tmp
     with pytest.raises(Unavailable):
         await ask(authenticator, token(STRANGER, {"kid": "unknown"}), PULL_APP)
     assert await ask(authenticator, sign_token(claims(), there), PULL_APP)
+
+
+async def test_keys_that_are_found_after_a_request_gave_up_count_at_once(make: Make, tmp_path: Path) -> None:
+    """A retired key above all: whoever has it would be let in until the next change."""
+    directory = str(tmp_path / "keys")
+    keyring.provide(directory, "ES256")
+    retired = keyring.read(directory).keys[0]
+    found = asyncio.Event()
+
+    class Slow(WatchedRing):
+        async def refresh(self) -> bool:
+            await found.wait()
+            return await super().refresh()
+
+    ring = Slow(directory, patience=0.1)
+    authenticator = make(ring=ring)
+    keyring.rotate(directory, "ES256", 0, time.time())
+    keyring.retire(directory, retired.kid, 0, time.time(), force=True)
+    with pytest.raises(Unavailable):
+        await ask(authenticator, token(STRANGER, {"kid": "unknown"}), PULL_APP)
+    found.set()
+    assert ring._look is not None
+    await ring._look
+    await authenticator.refresh()
+    assert "invalid_token" in await refused(authenticator, f"Bearer {sign_token(claims(), retired)}", PULL_APP)
 
 
 async def test_verified_tokens_are_forgotten_when_there_are_too_many(make: Make) -> None:
