@@ -167,7 +167,8 @@ def build(
     driver, uploads = storage(config)
     observers: list[Observer] = []
     if not config.log.accesslog.disabled:
-        observers.append(AccessLog(config.log.formatter, config.log.fields))
+        probes = config.log.level == "debug"
+        observers.append(AccessLog(config.log.formatter, config.log.fields, probes=probes))
     if metrics is not None:
         observers.append(metrics)
     state = build_state(config.redis, secrets)

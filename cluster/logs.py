@@ -72,18 +72,19 @@ def set_up(level: str, formatter: str, fields: Mapping[str, Any]) -> None:
 class AccessLog:
     """One line for each request. Lines are written together, at the latest after a tenth of a second.
 
-    A probe that was told that all is well gets none: each balancer asks once a second.
+    A probe that was told that all is well gets one only where `probes` says so: each balancer asks once a second.
     """
 
-    def __init__(self, formatter: str, fields: Mapping[str, Any], fd: int = 1) -> None:
+    def __init__(self, formatter: str, fields: Mapping[str, Any], fd: int = 1, *, probes: bool = False) -> None:
         self._fields = dict(fields)
+        self._probes = probes
         self._format = self._text if formatter == "text" else self._json
         self._fd = fd
         self._lines: list[str] = []
         self._size = 0
 
     def __call__(self, record: Record) -> None:
-        if record.status == 200 and record.scope.get("registry.handler") == "health":
+        if record.status == 200 and record.scope.get("registry.handler") == "health" and not self._probes:
             return
         line = self._format(record)
         if not self._lines:

@@ -25,6 +25,7 @@ from tests.support.tls import Load, TlsNode, make_certificates, push, trusting
 from tests.support.tools import note
 
 ABSOLUTE = {"http": {"relativeurls": False}, "cluster": {"workers": 1}}
+PROBES = {"log": {"level": "debug"}}  # where probes are logged, too
 
 
 class Site:
@@ -89,7 +90,7 @@ def served_certificate(port: int) -> bytes:
 
 
 def checks(node: Node) -> int:
-    """How often a node has said that it is ready."""
+    """How often a node that logs its probes has said that it is ready."""
     return node.log().count('"GET /readyz HTTP/1.1" 200 ')
 
 
@@ -176,7 +177,7 @@ def test_the_name_in_the_certificate_counts_where_it_is_said(site: Site) -> None
 
 
 def test_a_client_address_is_told_ahead_of_tls_that_passes_through(site: Site) -> None:
-    node = site.tls_node("node-1", {"cluster": {"workers": 1, "proxyprotocol": True}})
+    node = site.tls_node("node-1", {"cluster": {"workers": 1, "proxyprotocol": True}, **PROBES})
     before = checks(node)
     balancer = site.balance(proxy=True)
     eventually(lambda: checks(node) > before + 1, 20, "checks speak it too")
@@ -192,7 +193,7 @@ def test_nodes_that_know_clients_by_certificates_are_checked_with_one(site: Site
     friends = Certificates(f"{site.directory}/friends")
     pair = Path(site.directory, "checker.pem")
     pair.write_text(Path(friends.client).read_text() + Path(friends.client_key).read_text())
-    node = site.tls_node("node-1", tls={"clientcas": [friends.authority]})
+    node = site.tls_node("node-1", {**ABSOLUTE, **PROBES}, tls={"clientcas": [friends.authority]})
     silent = site.balance()
     eventually(lambda: silent.status("node-1") == "DOWN", 20, "a check without a certificate is refused")
     silent.kill()
