@@ -10,7 +10,6 @@ import fcntl
 import ipaddress
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.errors import ConfigError
 from cluster.settings import is_host_name
+from cluster.storage.disk import Disk, write_beside
 
 # No name ends in .key: docker and podman would take that for a client's, where they are given the whole directory.
 CA, CA_KEY = "ca.crt", "ca-key.pem"
@@ -168,7 +168,7 @@ def _issue(
     finally:
         for temporary in aside.values():
             os.unlink(temporary)
-    _sync(directory)
+    Disk().sync_path(directory)
 
 
 def _builder(
@@ -266,36 +266,5 @@ def _write(path: str, data: bytes, mode: int) -> None:
 
 
 def _write_aside(path: str, data: bytes, mode: int) -> str:
-    """A synced file beside the one that it is to replace, whose owner and mode it takes over."""
-    temporary = f"{path}.{secrets.token_hex(4)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            _take_over(fd, path, mode)
-            os.fsync(fd)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return temporary
-
-
-def _take_over(fd: int, path: str, mode: int) -> None:
-    """The node that reads a key is often another user than the one who renews it."""
-    try:
-        old = os.stat(path)
-    except FileNotFoundError:
-        os.fchmod(fd, mode)
-        return
-    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-        os.fchown(fd, old.st_uid, old.st_gid)
-    os.fchmod(fd, stat.S_IMODE(old.st_mode))
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """The node that reads a key is often another user than the one who renews it: owner and mode stay."""
+    return write_beside(path, data, os.stat(path) if os.path.exists(path) else None, mode)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 
 from cluster.errors import ConfigError
-from cluster.storage.disk import Disk
+from cluster.storage.disk import Disk, write_beside
 
 SIGN, NEXT, PAST = ROLES = ("sign", "next", "past")
 _SECRET_BYTES = 32
@@ -72,7 +71,7 @@ def draw() -> str:
 def create(path: str, content: bytes) -> None:
     """A file of mode 0600, whole and durable; FileExistsError when there is one: exactly one caller makes it."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    disk, temporary = Disk(), _write_beside(path, content)
+    disk, temporary = Disk(), write_beside(path, content)
     try:
         disk.link(temporary, path)
     finally:
@@ -83,12 +82,8 @@ def create(path: str, content: bytes) -> None:
 def _replace(path: str, ring: Ring) -> None:
     disk, place = Disk(), os.path.realpath(path)
     try:
-        owner = os.stat(place)
-        temporary = _write_beside(place, _text(ring))
+        temporary = write_beside(place, _text(ring), os.stat(place))
         try:
-            os.chmod(temporary, stat.S_IMODE(owner.st_mode))
-            if os.geteuid() == 0:
-                os.chown(temporary, owner.st_uid, owner.st_gid)  # the nodes must go on reading it
             disk.rename(temporary, place)
         except OSError:
             disk.unlink(temporary)
@@ -96,21 +91,6 @@ def _replace(path: str, ring: Ring) -> None:
         disk.sync_path(os.path.dirname(place))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be written: {error.strerror or error}"]) from error
-
-
-def _write_beside(path: str, content: bytes) -> str:
-    """A temporary file of mode 0600 in the same directory, synced."""
-    disk, temporary = Disk(), f"{path}.{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        disk.write(fd, content)
-        disk.sync(fd)
-    except OSError:
-        disk.unlink(temporary)
-        raise
-    finally:
-        disk.close(fd)
-    return temporary
 
 
 def _read(path: str) -> Ring:

@@ -6,8 +6,6 @@ the port (auth/grants.py).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ import falcon
 
 from cluster.api.errors import JSON, Request, Response
 from cluster.api.urls import Urls
+from cluster.auth.access import CREDENTIAL_LIMIT, read_basic
 from cluster.auth.grants import (
     Issued,
     Login,
@@ -34,7 +33,6 @@ from cluster.errors import Unauthorized
 _FORM = "application/x-www-form-urlencoded"
 _BODY_LIMIT = 32 * 1024  # bytes; a refresh token and some scopes
 _FIELDS_LIMIT = 64
-_CREDENTIAL_LIMIT = 1024  # characters of a header, or of a user and a password
 _TRUTHS = ("1", "true")
 
 Parameters = Mapping[str, Sequence[str]]
@@ -87,7 +85,7 @@ def _grant(asked: Parameters) -> Login:
     match _one(asked, "grant_type"):
         case "password":
             user, password = _required(asked, "username"), _required(asked, "password").encode()
-            if len(user) + len(password) > _CREDENTIAL_LIMIT:
+            if len(user) + len(password) > CREDENTIAL_LIMIT:
                 raise Unauthorized
             return Password(user, password)
         case "refresh_token":
@@ -99,15 +97,9 @@ def _basic(authorization: str | None) -> Login:
     """User and password of a Basic header (RFC 7617). Unauthorized for what is there and is none."""
     if not authorization:
         return None
-    scheme, _, encoded = authorization.partition(" ")
-    try:
-        if scheme.lower() == "basic" and len(encoded) <= _CREDENTIAL_LIMIT:
-            user, colon, password = base64.b64decode(encoded.strip(" "), validate=True).partition(b":")
-            if user and colon:
-                return Password(user.decode(), password)
-    except (binascii.Error, ValueError):
-        pass
-    raise Unauthorized(message="wanted a user and a password as Basic authentication")
+    if (credential := read_basic(authorization)) is None:
+        raise Unauthorized(message="wanted a user and a password as Basic authentication")
+    return Password(*credential)
 
 
 def _parameters(text: str) -> Parameters:

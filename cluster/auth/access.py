@@ -6,11 +6,14 @@ api/access.py, who is believed in htpasswd.py and tokens.py, who may what in pol
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 PULL, PUSH, DELETE, ALL = "pull", "push", "delete", "*"
+CREDENTIAL_LIMIT = 1024  # characters; no user and password that can match need as many
 REPOSITORY, REGISTRY, CATALOG = "repository", "registry", "catalog"
 
 
@@ -83,3 +86,15 @@ class Anyone:
     def may(self, access: Access) -> bool:  # noqa: ARG002 - the port's signature
         """Everything."""
         return True
+
+
+def read_basic(authorization: str) -> tuple[str, bytes] | None:
+    """User and password of a Basic header (RFC 7617); None for anything else."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic" or len(encoded) > CREDENTIAL_LIMIT:
+        return None
+    try:
+        user, colon, password = base64.b64decode(encoded.strip(" "), validate=True).partition(b":")
+        return (user.decode(), password) if user and colon else None
+    except (binascii.Error, ValueError):
+        return None

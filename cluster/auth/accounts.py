@@ -10,14 +10,13 @@ import fcntl
 import logging
 import os
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.auth import passwords
 from cluster.errors import ConfigError
-from cluster.storage.disk import Disk
+from cluster.storage.disk import Disk, write_beside
 
 _MODE = 0o600
 _PATIENCE = 10.0  # seconds for somebody else's edit
@@ -68,7 +67,7 @@ def provide(path: str) -> None:
     password, disk = secrets.token_urlsafe(32), Disk()
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        temporary = _write_beside(path, f"docker:{passwords.make(password.encode())}\n".encode())
+        temporary = write_beside(path, f"docker:{passwords.make(password.encode())}\n".encode())
         try:
             disk.link(temporary, path)
         except FileExistsError:  # of several nodes, the first one's password counts
@@ -94,7 +93,7 @@ def _edit(
             with open(path, "rb") as file:
                 lines = file.read().removesuffix(b"\n").split(b"\n")
             changed = change([] if lines == [b""] else lines)
-            temporary = _write_beside(path, b"".join(line + b"\n" for line in changed), os.stat(path))
+            temporary = write_beside(path, b"".join(line + b"\n" for line in changed), os.stat(path))
             try:
                 os.replace(temporary, path)
             except OSError:  # a file that is mounted by itself, for one
@@ -135,25 +134,6 @@ def _lock(path: str, deadline: float) -> int:
             os.close(fd)
             raise ConfigError([f"{path}: somebody else is editing it"])
         time.sleep(_PAUSE)
-
-
-def _write_beside(path: str, content: bytes, like: os.stat_result | None = None) -> str:
-    """A synced file in the same directory, with mode and owner of another one; its path."""
-    temporary, disk = f"{path}.{secrets.token_hex(8)}", Disk()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
-    try:
-        if like is not None:
-            if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(fd, like.st_uid, like.st_gid)
-            os.fchmod(fd, stat.S_IMODE(like.st_mode))
-        disk.write(fd, content)
-        disk.sync(fd)
-    except OSError:
-        disk.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
-    return temporary
 
 
 def _user(line: bytes) -> str | None:

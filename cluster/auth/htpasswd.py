@@ -8,8 +8,6 @@ means is in passwords.py, how often somebody may be wrong in attempts.py, who ma
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import logging
 import os
@@ -21,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.auth import passwords
-from cluster.auth.access import Access, Anyone, Caller, Policy, Question, to_detail
+from cluster.auth.access import Access, Anyone, Caller, Policy, Question, read_basic, to_detail
 from cluster.auth.attempts import Attempts, place_of
 from cluster.auth.files import Watched
 from cluster.auth.passwords import Accounts
@@ -36,7 +34,6 @@ _SHARE = 32  # of them for one place, so that whoever guesses there leaves room 
 _PATIENCE = 10.0  # seconds a request waits for its check
 _PROVED_FOR = 300.0  # seconds
 _PROVED = 10_000  # credentials that are remembered
-_LONGEST = 1024  # characters of a header; no user and password that can match need as many
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +165,7 @@ class HtpasswdAuthenticator:
             if self._policy is None or not question.wanted:
                 raise self._unauthorized(question)
             return Member("", self._policy.content)
-        credential = _read(question.authorization)
+        credential = read_basic(question.authorization)
         if credential is None:
             raise self._unauthorized(question)
         known = self._accounts.has_proved(*credential)
@@ -191,18 +188,6 @@ class Member:
 
     def may(self, access: Access) -> bool:
         return self._policy.permits(self.name, access)
-
-
-def _read(authorization: str) -> tuple[str, bytes] | None:
-    """User and password of a Basic header (RFC 7617); None for anything else."""
-    scheme, _, encoded = authorization.partition(" ")
-    if scheme.lower() != "basic" or len(encoded) > _LONGEST:
-        return None
-    try:
-        user, colon, password = base64.b64decode(encoded.strip(" "), validate=True).partition(b":")
-        return (user.decode(), password) if user and colon else None
-    except (binascii.Error, ValueError):
-        return None
 
 
 def _step_back() -> None:
