@@ -24,7 +24,8 @@ unit api contract node: venv
 
 conformance: venv tools
 	$(PYTEST) -m "not slow" -s tests/conformance/test_protocol.py \
-	    tests/conformance/test_auth_protocol.py tests/conformance/test_official_suite.py
+	    tests/conformance/test_auth_protocol.py tests/conformance/test_official_suite.py \
+	    tests/failover/test_conformance.py
 
 test-clients: venv tools
 	@deploy/bootstrap.sh more-tools

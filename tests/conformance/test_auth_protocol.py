@@ -89,7 +89,9 @@ def client(http: httpx.Client, algorithm: str) -> protocol.Client:
 
 
 @pytest.mark.timeout(900)
-def test_the_official_suite_finds_nothing_wrong(secured: Secured, suite: str, tmp_path: Path) -> None:
+def test_the_official_suite_finds_nothing_wrong(
+    request: pytest.FixtureRequest, secured: Secured, suite: str, tmp_path: Path
+) -> None:
     access = {
         "OCI_TLS": "enabled",
         "OCI_USERNAME": USER,
@@ -97,6 +99,6 @@ def test_the_official_suite_finds_nothing_wrong(secured: Secured, suite: str, tm
         "SSL_CERT_FILE": secured.ca,
     }
     totals = official.run(suite, secured, "dev", False, str(tmp_path / "results"), access)
-    note(f"official suite at dev, with a login: {totals}")
+    note(f"official suite at dev, auth by {request.node.callspec.params['secured']}: {totals}")
     assert totals.tests > 700
     assert (totals.failed, totals.errors, totals.skipped) == (0, 0, 0), f"{totals}\n{totals.complaints}"

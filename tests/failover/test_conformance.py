@@ -82,7 +82,6 @@ class RoundRobin(Process):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_official_suite_finds_nothing_wrong(started: Cluster, way: str, suite: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
