@@ -153,13 +153,17 @@ def test_a_head_that_does_not_end_is_cut_off_long_before_it_fills_the_memory(nod
     assert workers_memory(node) - before < 8 << 20
 
 
-@pytest.mark.parametrize("beginning", [b"5;extension=", b"0\r\nTrailer: "], ids=["chunk extension", "trailer"])
-def test_what_frames_a_body_and_does_not_end_is_cut_off_too(node: Node, beginning: bytes) -> None:
+@pytest.mark.parametrize(
+    ("beginning", "status"),
+    [(b"5;extension=", 400), (b"0\r\nTrailer: ", 431)],
+    ids=["chunk extension", "trailer"],
+)
+def test_what_frames_a_body_and_does_not_end_is_cut_off_too(node: Node, beginning: bytes, status: int) -> None:
     before = workers_memory(node)
     with Wire(node.port) as wire:
         wire.send(head("PATCH", begin(node.port, "framing"), "Transfer-Encoding: chunked"), beginning)
         answer = flood(wire, b"a" * 65536)
-    assert answer == 400
+    assert answer == status
     assert workers_memory(node) - before < 8 << 20
 
 
@@ -173,22 +177,7 @@ def flood(wire: Wire, piece: bytes) -> int:
     return wire.answer_head()[0]
 
 
-OVERFLOW = pytest.mark.xfail(reason="gunicorn_h1c 0.6.9 reads a chunk's size modulo 2**64", strict=True)
-SIZES = [
-    "g",
-    "-5",
-    "+5",
-    "0x5",
-    " 5",
-    "5 ",
-    "",
-    "5_0",
-    "\u00b2",
-    pytest.param("1" + "0" * 15 + "5", marks=OVERFLOW),
-]
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["g", "-5", "+5", "0x5", " 5", "5 ", "", "5_0", "\u00b2", "1" + "0" * 15 + "5"])
 def test_a_chunk_size_that_is_none_gets_400_and_what_came_before_is_kept(node: Node, wire: Wire, size: str) -> None:
     location = begin(node.port, "chunks")
     wire.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"first"))
