@@ -64,7 +64,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             self._hold_early(data)
             return
         if not self._framing and self._current_request is None and not data[:1].isupper():
-            # The parser waits for a whole line. A client that tries TLS first would wait as long before it tries HTTP.
+            # The parser waits for a whole line, and a client that tries TLS first would wait with it.
             self._refuse(400, "this is no HTTP request: a method begins with a capital letter")
             return
         begins = self._awaiting_request and self._keepalive_handle is not None

@@ -156,7 +156,8 @@ def test_a_reference_that_names_nothing_is_unknown_and_a_digest_that_is_none_is_
 
 
 @pytest.mark.parametrize(
-    ("reference", "code"), [("sha256:totallywrong", "DIGEST_INVALID"), *((no_tag, "TAG_INVALID") for no_tag in NO_TAGS)]
+    ("reference", "code"),
+    [("sha256:totallywrong", "DIGEST_INVALID"), *((no_tag, "TAG_INVALID") for no_tag in NO_TAGS)],
 )
 def test_nothing_is_put_under_a_reference_that_is_none(api: Api, reference: str, code: str) -> None:
     content = api.push_image("a/b", "v1")
