@@ -6,7 +6,7 @@ NODES ?= 3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: up test lint unit api contract node conformance test-clients test-slow test-compose load drill bench bench-auth bench-memory venv tools clean
+.PHONY: up test lint unit api contract node conformance test-clients test-failover test-slow test-compose load drill bench bench-auth bench-memory venv tools clean
 
 up: venv
 	@$(BIN)/registry-cluster up --nodes $(NODES) --port $(PORT) --data $(DATA)
@@ -31,6 +31,9 @@ test-clients: venv tools
 	@deploy/bootstrap.sh more-tools
 	$(PYTEST) tests/conformance
 
+test-failover: venv tools
+	$(PYTEST) tests/failover
+
 test-slow: venv tools
 	$(PYTEST) -m slow --ignore tests/conformance --ignore tests/compose
 
@@ -45,7 +48,8 @@ load: venv
 	$(BIN)/python -m locust -f tests/load/locustfile.py --cluster-data $(DATA) $(LOAD)
 
 drill: venv tools
-	PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/registry-cluster drill run all $(DRILL)
+	PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/registry-cluster drill run all \
+	    --locustfile tests/load/locustfile.py $(DRILL)
 
 bench: venv tools
 	$(BIN)/python -m tests.bench.bench --out reports/bench

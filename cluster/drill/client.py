@@ -68,13 +68,18 @@ class Refused(NotDone):
         self.answer = answer
 
 
+def addresses_of(number: int) -> list[str]:
+    """Addresses of this machine that are no other client's, up to 250 clients."""
+    return [f"127.1.{number % 250}.{n + 1}" for n in range(ADDRESSES)]
+
+
 class Client:
     """One person's requests, one after the other. Not for two threads."""
 
     def __init__(self, endpoint: str, number: int, meter: Meter, timeout: float = TIMEOUT) -> None:
         address = urlsplit(endpoint)
         self._host, self._port = address.hostname or "", address.port
-        self._sources = itertools.cycle([f"127.1.{number % 250}.{n + 1}" for n in range(ADDRESSES)])
+        self._sources = itertools.cycle(addresses_of(number))
         self._connection: http.client.HTTPConnection | None = None
         self._timeout = timeout
         self._meter = meter

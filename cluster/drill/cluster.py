@@ -82,13 +82,13 @@ class Process:
                 said = "".join(file.readlines()[-5:]).strip()
             raise Trouble(f"{self._child.args!r} ended with {self._child.returncode}: {said}")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, number: signal.Signals = signal.SIGTERM, within: float = STOP) -> None:
         """End it and its group, with force when it takes too long."""
         if self._child.poll() is None:
             self._child.send_signal(number)
             self._child.send_signal(signal.SIGCONT)
             try:
-                self._child.wait(STOP)
+                self._child.wait(within)
             except subprocess.TimeoutExpired:
                 pass
         signal_group(self.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 
-from cluster.drill import report
+from cluster.drill import report, swarm
 from cluster.drill.cluster import Cluster
 from cluster.drill.faults import FAULTS, Fault
 from cluster.drill.meter import Kind
@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=_positive_number, default=2.0, help="under load, for each fault; default: 2"
     )
     pace.add_argument("--quick", action="store_true", help="strike once and briefly: all faults in 5 minutes")
+    running.add_argument(
+        "--locustfile", metavar="FILE", help="load it by the users of this file, such as tests/load/locustfile.py"
+    )
     running.add_argument("--report", default="reports/drill", help="a directory; default: reports/drill")
     running.add_argument("--target", metavar="DIR", help="do it to the cluster that `up` runs in this directory")
     running.add_argument(
@@ -101,6 +104,8 @@ def _needs(fault: Fault) -> str:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     faults = choose(arguments.names, arguments.target)
+    if arguments.locustfile is not None:
+        swarm.check(arguments.locustfile)
     apart = any(fault.setting is Setting.APART for fault in faults)
     if apart and not arguments.unshared and not Apart.missing():
         unshare(words)
@@ -117,6 +122,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         directory=os.path.abspath(arguments.report),
         command=shlex.join(["registry-cluster", "drill", *(word for word in words if word != UNSHARED)]),
         target=arguments.target,
+        locustfile=arguments.locustfile,
     )
     matrix = run(plan)
     for path in report.write(matrix, plan.directory):

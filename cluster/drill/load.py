@@ -24,6 +24,11 @@ END = 180.0
 """Seconds for the steps under way to end, with all their retries and time-outs."""
 
 
+def record_paths(directory: str, name: str) -> dict[Kind, str]:
+    """Where the facts of each kind of operation are written to, under the fault of this name."""
+    return {kind: f"{directory}/{name}-{_slug(kind)}.jsonl" for kind in Kind}
+
+
 class Load:
     """As a context manager: clients work until the end of the block, and finish what they have begun."""
 
@@ -31,7 +36,7 @@ class Load:
         """`name` is the fault's: repositories and files of facts begin with it."""
         os.makedirs(directory, exist_ok=True)
         self.meters = {kind: Meter() for kind in Kind}
-        self.records = {kind: f"{directory}/{name}-{_slug(kind)}.jsonl" for kind in Kind}
+        self.records = record_paths(directory, name)
         for path in filter(os.path.exists, self.records.values()):
             os.unlink(path)  # of a run before this one, on another cluster
         self.began = 0.0

@@ -25,6 +25,7 @@ from cluster.drill.load import Load
 from cluster.drill.matrix import Matrix, Row, judge
 from cluster.drill.meter import Span, timeline
 from cluster.drill.surroundings import KINDS, SENTINEL_PORTS, Setting, Surroundings
+from cluster.drill.swarm import Swarm
 from cluster.drill.verdict import verify
 from cluster.errors import ConfigError
 from cluster.supervisor import say
@@ -61,6 +62,14 @@ class Plan:
     directory: str  # where everything is written to
     command: str  # as a person types it
     target: str | None = None  # the directory of a running cluster, which is used in place of new ones
+    locustfile: str | None = None  # whose users make the load, in place of our own clients
+
+    def load_on(self, cluster: Cluster, fault: Fault) -> Load | Swarm:
+        """The clients of a drill."""
+        facts = f"{self.directory}/facts"
+        if self.locustfile is None:
+            return Load(cluster.endpoint, facts, fault.name, self.load)
+        return Swarm(self.locustfile, cluster.endpoint, facts, fault.name, self.load)
 
 
 def choose(names: Sequence[str], target: str | None) -> list[Fault]:
@@ -107,18 +116,18 @@ def _run_one(plan: Plan, stage: _Stage, row: Row) -> None:
     began = time.monotonic()
     try:
         scene = stage.set_for(row.fault)
-        drill(scene, row, plan.pace, plan.load, plan.directory)
+        drill(scene, row, plan.pace, plan.load_on(scene.cluster, row.fault))
     except (Trouble, ConfigError) as error:
         row.problem = str(error)
         stage.clear()
     row.seconds = time.monotonic() - began
 
 
-def drill(scene: Scene, row: Row, pace: Pace, clients: int, directory: str) -> None:
+def drill(scene: Scene, row: Row, pace: Pace, load_: Load | Swarm) -> None:
     """Load a cluster that is there, break it by the row's fault, and fill the row. Trouble."""
     fault, cluster = row.fault, scene.cluster
     cluster.wait_until_whole()
-    with Load(cluster.endpoint, f"{directory}/facts", fault.name, clients) as load_:
+    with load_:
         time.sleep(pace.warm)
         end = load_.began + pace.total
         spans = [_strike(scene, fault, pace)]

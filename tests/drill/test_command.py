@@ -57,6 +57,7 @@ def test_every_fault_is_listed_with_what_it_needs() -> None:
         (["run", "node-kill", "--target", "/nowhere"], 1, "/nowhere/cluster.json"),
         (["run", "storage-full", "--target", "/nowhere"], 1, "run it without --target"),
         (["run", "node-kill", "--load", "2"], 2, "found '2', wanted a number from 5"),
+        (["run", "node-kill", "--locustfile", "/nowhere.py"], 1, "there is no /nowhere.py: wanted a locustfile"),
         (["run", "node-kill", "--minutes", "0"], 2, "found '0', wanted a number of minutes"),
         (["run"], 2, "NAME"),
     ],
@@ -97,6 +98,28 @@ def test_a_running_cluster_is_broken_and_left_whole(running: Cluster, tmp_path: 
     assert len(before - set(running.pids())) == 1, "one node was killed"
     assert running.is_whole()
     note(f"drill on a running cluster: {found['node-kill']['operations']['push']['recovery']:.1f} s to recover")
+
+
+def test_the_users_of_a_locustfile_are_the_load(running: Cluster, tmp_path: Path) -> None:
+    words = ["--quick", "--locustfile", f"{PROJECT}/tests/load/locustfile.py", "--report", str(tmp_path)]
+    done = drill("run", "node-kill", "--target", running.data, *words)
+    assert done.returncode == 0, done.stderr
+    found = report_of(tmp_path)["node-kill"]["operations"]
+    assert set(found) == set(Kind)
+    assert all(cell["steps"] > 0 and cell["requests"] > 0 for cell in found.values())
+    # Content and tags are judged where they were written; pulls look at every byte themselves.
+    assert all(cell["acknowledged"] > 0 for kind, cell in found.items() if kind != Kind.PULL)
+    pulled = found[Kind.PULL]
+    note(f"locust users under node-kill: {pulled['requests']} pulling requests, {pulled['failed']} failed at first")
+
+
+def test_a_locustfile_that_does_not_run_is_no_drill(running: Cluster, tmp_path: Path) -> None:
+    broken = tmp_path / "locustfile.py"
+    broken.write_text("import nothing_of_this_name\n")
+    words = ["--quick", "--locustfile", str(broken), "--report", str(tmp_path / "report")]
+    done = drill("run", "redis-flush", "--target", running.data, *words)
+    assert (done.returncode, "nothing_of_this_name" in done.stderr) == (1, True), done.stderr
+    assert report_of(tmp_path / "report")["redis-flush"]["state"] == "broken"
 
 
 def test_a_drill_that_is_stopped_leaves_nothing_behind(running: Cluster, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from cluster.drill.cluster import started, wait
 from cluster.drill.faults import Fault, Promise, Scene
+from cluster.drill.load import Load
 from cluster.drill.matrix import Cell, Row
 from cluster.drill.meter import Kind
 from cluster.drill.run import Pace, drill
@@ -48,13 +49,8 @@ def drilled(directory: Path, flaw: str, fault: Fault = NOTHING, nodes: int = 3) 
     port = free_port()
     with started(str(directory / "up"), nodes=nodes, port=port, places=places) as cluster:
         row = Row(fault)
-        drill(
-            Scene(cluster, Surroundings(str(directory), [], port), random.Random(1)),
-            row,
-            PACE,
-            CLIENTS,
-            str(directory),
-        )
+        scene = Scene(cluster, Surroundings(str(directory), [], port), random.Random(1))
+        drill(scene, row, PACE, Load(cluster.endpoint, str(directory), fault.name, CLIENTS))
     for cell in row.cells:
         for finding in cell.findings[:2]:
             note(f"{flaw}: {cell.kind}: {finding.splitlines()[0][:150]}")

@@ -50,6 +50,16 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
+class Request:
+    """One that has ended. Times are of the monotonic clock."""
+
+    method: str
+    began: float
+    ended: float
+    failure: str | None
+
+
+@dataclass(frozen=True)
 class Answer:
     status: int
     headers: Mapping[str, str]
@@ -89,11 +99,13 @@ def image_manifest(config: bytes, layers: Sequence[bytes], note: str) -> bytes:
 class Client:
     """One client's requests and steps."""
 
-    def __init__(self, session: FastHttpSession, facts: Facts, counted: Callable[[str], None]) -> None:
-        """`counted` is told the method of every request."""
+    def __init__(self, session: FastHttpSession, facts: Facts, told: Callable[[Request], None]) -> None:
+        """`told` is told every request when it has ended."""
         self._session = session
-        self._facts = facts
-        self._counted = counted
+        self.facts = facts
+        self._told = told
+        self.tries = 1
+        """The most that any step took since somebody set this to 1."""
 
     def ask(
         self,
@@ -105,8 +117,26 @@ class Client:
         **headers: str,
     ) -> Answer:
         """One request; `name` is its line in the statistics, an underscore in a header's name a hyphen."""
+        what, began, failure = f"{method} {target[:120]}", time.monotonic(), None
+        try:
+            return self._exchange(what, method, target, name, wanted, data, headers)
+        except NotDone as error:
+            failure = str(error)
+            raise
+        finally:
+            self._told(Request(method, began, time.monotonic(), failure))
+
+    def _exchange(
+        self,
+        what: str,
+        method: str,
+        target: str,
+        name: str,
+        wanted: Sequence[int],
+        data: bytes | None,
+        headers: Mapping[str, str],
+    ) -> Answer:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
-        self._counted(method)
         with self._session.request(
             method,
             target,
@@ -118,17 +148,18 @@ class Client:
             status, error = response.status_code, response.request_meta["exception"]
             if not status or (error is not None and not isinstance(error, LocustBadStatusCode)):
                 response.failure(error or "no answer")
-                raise Unanswered(f"{method} {target[:120]}: {error!r}")
+                raise Unanswered(f"{what}: {error!r}")
             body = response.content or b""
             if status not in wanted:
                 response.failure(f"{status} {_code(body)}")
-                raise Refused(f"{method} {target[:120]}: {status} {body[:300]!r}", status)
+                raise Refused(f"{what}: {status} {body[:300]!r}", status)
             response.success()
             return Answer(status, response.headers or {}, body)
 
     def insist(self, what: str, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again after each pause. Failed."""
-        for pause in (*PAUSES, None):
+        for number, pause in enumerate((*PAUSES, None), 1):
+            self.tries = max(self.tries, number)
             try:
                 return attempt()
             except NotDone as error:
@@ -145,7 +176,7 @@ class Client:
 
     def resolve(self, tag: Register) -> Value:
         """The digest that a tag points to."""
-        with self._facts.record(tag, Operation("read")) as read:
+        with self.facts.record(tag, Operation("read")) as read:
             answer = self.ask("HEAD", tag.path, "HEAD tag", (200, 404), Accept=MANIFEST)
             read.end(Outcome.DONE, answer.headers["Docker-Content-Digest"] if answer.status == 200 else None)
             return read.saw
@@ -155,17 +186,17 @@ class Client:
         name = f"GET {register.kind}"
         answer = self.ask("GET", register.path, name, (200, 404), Accept=MANIFEST)
         if answer.status == 404:
-            self._facts.lost(f"{register}: was pushed, and a pull was told {answer.body[:200]!r}")
+            self.facts.lost(f"{register}: was pushed, and a pull was told {answer.body[:200]!r}")
             raise Failed(f"{register} is lost")
         if len(answer.body) < int(answer.headers.get("Content-Length", 0)):
             raise Unanswered(f"{register}: the connection broke after {len(answer.body)} bytes")
         if digest_of(answer.body) != register.reference:
-            self._facts.wrong(f"{register}: a pull got {len(answer.body)} bytes of {digest_of(answer.body)}")
+            self.facts.wrong(f"{register}: a pull got {len(answer.body)} bytes of {digest_of(answer.body)}")
             raise Failed(f"{register} has wrong bytes")
         return answer.body
 
     def exists(self, register: Register) -> bool:
-        with self._facts.record(register, Operation("read")) as read:
+        with self.facts.record(register, Operation("read")) as read:
             answer = self.ask("HEAD", register.path, f"HEAD {register.kind}", (200, 404), Accept=MANIFEST)
             read.end(Outcome.DONE, register.reference if answer.status == 200 else None)
             return answer.status == 200
@@ -195,7 +226,7 @@ class Client:
 
     def _mount(self, register: Register, source: str) -> bool:
         target = f"/v2/{register.name}/blobs/uploads/?mount={register.reference}&from={source}"
-        with self._facts.record(register, Operation("put", register.reference)) as put:
+        with self.facts.record(register, Operation("put", register.reference)) as put:
             answer = self.ask("POST", target, "POST mount", (201, 202))
             put.end(Outcome.DONE if answer.status == 201 else Outcome.UNASKED)
         return answer.status == 201
@@ -247,7 +278,7 @@ class Client:
         answer = self.ask("GET", upload.location, "GET upload", (204, 404))
         position = _position(answer) if answer.status == 204 else 0
         if position < upload.offset:
-            self._facts.lost(f"{register}: an upload had {upload.offset} acknowledged bytes, and has {position}")
+            self.facts.lost(f"{register}: an upload had {upload.offset} acknowledged bytes, and has {position}")
             raise Failed(f"acknowledged bytes of {register} are lost")
         if answer.status == 404:
             upload.location = ""
@@ -277,7 +308,7 @@ class Client:
         if expected is None:
             conditions = {"If_None_Match": "*"}
         put = Operation("put", content.reference, expected)
-        with self._facts.record(content, Operation("put", content.reference)) as stored:
+        with self.facts.record(content, Operation("put", content.reference)) as stored:
             answer = self._write(
                 tag,
                 put,
@@ -299,7 +330,7 @@ class Client:
 
     def _write(self, register: Register, operation: Operation, send: Callable[[], Answer]) -> Answer:
         """Send a write, and put down what the answer tells of it; without a clear one it may have taken place."""
-        with self._facts.record(register, operation):
+        with self.facts.record(register, operation):
             try:
                 answer = send()
             except Refused as error:

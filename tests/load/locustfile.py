@@ -16,22 +16,27 @@ import secrets
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
 from typing import Any
 
 from gevent.pool import Pool
-from locust import FastHttpUser, constant, events, task
+from locust import FastHttpUser, events, task
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 from locust.stats import RequestStats
 
+from cluster.drill.client import addresses_of
 from cluster.drill.facts import Facts, Register, load
 from cluster.drill.history import Wanted
+from cluster.drill.load import record_paths
+from cluster.drill.meter import Kind
+from cluster.drill.tape import Tape
 from cluster.drill.verdict import verify
-from tests.load.client import Client, Failed, Upload, digest_of, image_manifest
+from tests.load.client import Client, Failed, Request, Upload, digest_of, image_manifest
+from tests.load.pool import UserPool
 
 APPLICATIONS = 8  # repositories that images are pushed to
 MOVING_TAGS = 4
@@ -45,6 +50,17 @@ TASK = "TASK"  # what locust's statistics show as the method
 
 READS = {"pull_image": 12, "list_tags": 1}
 WRITES = {"push_image": 4, "resume_upload": 2, "move_tag": 5, "delete_image": 1}
+KINDS = {
+    "pull_image": Kind.PULL,
+    "list_tags": Kind.PULL,
+    "push_image": Kind.PUSH,
+    "resume_upload": Kind.CHUNKED,
+    "move_tag": Kind.TAG,
+    "delete_image": Kind.DELETE,
+}
+"""What drills call these tasks."""
+WRITTEN_BY = {Kind.PULL: Kind.PUSH}
+"""Whose facts an operation's are, if not its own: what is pulled was pushed, and is judged as one history."""
 
 log = logging.getLogger("load")
 
@@ -60,23 +76,37 @@ class Run:
     """What the users of one process share from the start of a test to its stop."""
 
     prefix: str
-    facts: Facts
+    facts: Mapping[Kind, Facts]
     read_percent: float
+    tape: Tape | None = None  # for the drill that runs this
     images: deque[Image] = field(default_factory=lambda: deque(maxlen=KEPT))
     reads: int = 0
     writes: int = 0
     process: str = field(default_factory=lambda: secrets.token_hex(4))
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def close(self) -> None:
+        for facts in set(self.facts.values()):
+            facts.close()
+        if self.tape is not None:
+            self.tape.close()
 
     def new_tag(self) -> str:
         """A name that nobody else gives."""
-        return f"v{self.process}-{next(self._numbers)}"
+        return f"v{self.process}-{next(self.numbers)}"
 
-    def count(self, method: str) -> None:
-        if method in ("GET", "HEAD"):
+    def note(self, kind: Kind, request: Request) -> None:
+        """A request of such a task has ended."""
+        if request.method in ("GET", "HEAD"):
             self.reads += 1
         else:
             self.writes += 1
+        if self.tape is not None:
+            self.tape.request(kind, request.began, request.ended, request.failure)
+
+    def note_task(self, kind: Kind, tries: int, failure: Failed | None) -> None:
+        if self.tape is not None:
+            self.tape.step(kind, tries, str(failure) if failure else None)
 
     def next_task(self) -> str:
         """A read when reads are short of their share, so the mix holds whatever the tasks cost."""
@@ -95,12 +125,23 @@ class RegistryUser(FastHttpUser):
     network_timeout = 30.0
     connection_timeout = 30.0
     concurrency = PARALLEL
-    wait_time = constant(0)
+
+    def wait_time(self) -> float:
+        assert self.environment.parsed_options is not None
+        return float(self.environment.parsed_options.pause)
 
     def on_start(self) -> None:
         self.shared: Run = runs[self.environment]
-        self.registry = Client(self.client, self.shared.facts, self.shared.count)
+        self.clients = {
+            kind: Client(
+                self.client, self.shared.facts[WRITTEN_BY.get(kind, kind)], partial(self.shared.note, kind)
+            )
+            for kind in Kind
+        }
         self.pullers = Pool(PARALLEL)
+        agent = self.client.client
+        addresses = [] if self.shared.tape is None else addresses_of(next(self.shared.numbers))
+        self.pool = agent.clientpool = UserPool(agent.clientpool.client_args, addresses)
 
     def on_stop(self) -> None:
         self.pullers.kill()
@@ -109,6 +150,8 @@ class RegistryUser(FastHttpUser):
     def next(self) -> None:
         """One task, with a line of its own in the statistics: what a person would see succeed or fail."""
         chosen, began, failure = self.shared.next_task(), time.perf_counter(), None
+        self.registry = self.clients[KINDS[chosen]]
+        self.registry.tries = 1
         try:
             getattr(self, chosen)()
         except Failed as error:
@@ -122,6 +165,9 @@ class RegistryUser(FastHttpUser):
             exception=failure,
             context={},
         )
+        self.shared.note_task(KINDS[chosen], self.registry.tries, failure)
+        if self.shared.tape is not None:
+            self.pool.close()  # every command of a stock client begins with a new connection
 
     def pull_image(self) -> None:
         """The tag's digest by HEAD, the manifest by that digest, then config and layers side by side."""
@@ -150,7 +196,7 @@ class RegistryUser(FastHttpUser):
         image = self.shared.some_image()
         found = self.registry.insist("list tags", partial(self.registry.tags, image.tag.name))
         if image.tag.reference not in found:
-            self.shared.facts.lost(f"{image.tag}: was pushed, and is not in the list of {len(found)} tags")
+            self.registry.facts.lost(f"{image.tag}: was pushed, and is not in the list of {len(found)} tags")
 
     def push_image(self) -> None:
         """Some layers are there already, some in another repository, and some are new."""
@@ -230,6 +276,10 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cluster-data", default="", help="Directory of `registry-cluster up`: loads it, and asks its nodes"
     )
+    parser.add_argument("--pause", type=float, default=0, help="Seconds between two tasks of a user")
+    parser.add_argument(
+        "--drill", default="", help="For `registry-cluster drill`: what its files begin with; it judges them itself"
+    )
 
 
 @events.init.add_listener
@@ -247,6 +297,9 @@ def prepare(environment: Environment, **_: Any) -> None:
 def begin(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
+    if options.drill:
+        runs[environment] = drilled(options)
+        return
     os.makedirs(options.facts, exist_ok=True)
     if not isinstance(environment.runner, WorkerRunner):
         options.run_id = secrets.token_hex(4)  # locust hands the options on to its workers
@@ -254,13 +307,24 @@ def begin(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, MasterRunner):
         facts = Facts(f"{options.facts}/{options.run_id}-{secrets.token_hex(4)}.jsonl")
         # Machines do not share repositories, because their clocks cannot be compared.
-        runs[environment] = Run(f"load/{options.run_id}-{facts.clock}", facts, options.read_percent)
+        prefix = f"load/{options.run_id}-{facts.clock}"
+        runs[environment] = Run(prefix, dict.fromkeys(Kind, facts), options.read_percent)
+
+
+def drilled(options: Namespace) -> Run:
+    """A run of one process, whose facts lie where cluster/drill/swarm.py looks for them."""
+    directory, name = os.path.split(options.drill)
+    facts = {kind: Facts(path) for kind, path in record_paths(directory, name).items()}
+    return Run(f"load/{name}", facts, options.read_percent, Tape(f"{options.drill}.tape"))
 
 
 @events.test_stop.add_listener
 def end(environment: Environment, **_: Any) -> None:
     if environment in runs:
-        runs.pop(environment).facts.close()
+        runs.pop(environment).close()
+    assert environment.parsed_options is not None
+    if environment.parsed_options.drill:
+        return
     if isinstance(environment.runner, MasterRunner):
         judge(environment, stop_workers(environment.runner))
     elif not isinstance(environment.runner, WorkerRunner):
