@@ -63,7 +63,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
             self._hold_early(data)
             return
-        if not self._framing and self._current_request is None and not data[:1].isupper():
+        if not self._framing and self._current_request is None and not self._may_begin(data):
             # The parser waits for a whole line, and a client that tries TLS first would wait with it.
             self._refuse(400, "this is no HTTP request: a method begins with a capital letter")
             return
@@ -80,6 +80,10 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             # The parser keeps what it cannot use yet, and looks at all of it again each time more comes.
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
+
+    def _may_begin(self, data: bytes) -> bool:
+        """Whether these can be the first bytes of a request, or of the PROXY header in front of it."""
+        return data[:1].isupper() or bool(self._proxy_protocol != "off")
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""
