@@ -148,6 +148,16 @@ async def _peek(connection: socket.socket) -> bytes:
     return connection.recv(1, socket.MSG_PEEK)
 
 
+def beyond_proxy_header(data: bytes) -> bytes:
+    """What comes behind the PROXY header of version 2 that the first bytes of a connection may begin with.
+
+    All of it where the header is of another form, or has not come whole.
+    """
+    if not data.startswith(_PROXY) or len(data) < 16:
+        return data
+    return data[size:] if len(data) >= (size := 16 + int.from_bytes(data[14:16], "big")) else data
+
+
 async def _proxy_header(connection: socket.socket) -> bytes:
     """A whole PROXY header of version 2, as it came. OSError when it is none."""
     start = await _exactly(connection, 16)

@@ -22,7 +22,7 @@ from cluster.api.edge import Patience
 from cluster.api.errors import envelope
 from cluster.errors import RegistryError, SizeInvalid, Unsupported
 from cluster.exchange import Answer, Receiver, strip_origin
-from cluster.listener import Greeted, TlsListener
+from cluster.listener import Greeted, TlsListener, beyond_proxy_header
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
 _SLICE = 16 * 1024  # bytes given to the parser at a time
@@ -41,6 +41,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._early: list[bytes] = []
         self._answering = False  # the answer to the current request has begun
         self._half_closed = False  # the client sends nothing more, but may read
+        self._is_silent = True  # nothing came of the client yet
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
         self.worker.connections.add(self)
         super().connection_made(transport)
@@ -63,10 +64,12 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
             self._hold_early(data)
             return
-        if not self._framing and self._current_request is None and not self._may_begin(data):
-            # The parser waits for a whole line, and a client that tries TLS first would wait with it.
-            self._refuse(400, "this is no HTTP request: a method begins with a capital letter")
-            return
+        if self._is_silent and (beginning := beyond_proxy_header(data) if self._proxy_protocol != "off" else data):
+            self._is_silent = False
+            if not beginning[:1].isupper():
+                # The parser waits for a whole line, and a client that tries TLS first would wait with it.
+                self._refuse(400, "this is no HTTP request")
+                return
         begins = self._awaiting_request and self._keepalive_handle is not None
         if begins:
             self._cancel_keepalive_timer()
@@ -80,10 +83,6 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             # The parser keeps what it cannot use yet, and looks at all of it again each time more comes.
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
-
-    def _may_begin(self, data: bytes) -> bool:
-        """Whether these can be the first bytes of a request, or of the PROXY header in front of it."""
-        return data[:1].isupper() or bool(self._proxy_protocol != "off")
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""

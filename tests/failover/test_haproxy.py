@@ -438,6 +438,10 @@ def test_the_standby_works_only_while_the_active_node_is_away(cluster: Running) 
     assert client.node() == "node-1"
 
 
+CLIENT_HELLO = b"\x16\x03\x01\x00\xc4\x01\x00\x00\xc0\x03\x03" + bytes(189)
+"""How a client begins that tries TLS first, as docker does with a registry that it may talk to without."""
+
+
 @pytest.mark.parametrize("mode", ["tcp", "http"])
 def test_with_the_proxy_protocol_nodes_see_the_address_of_the_client(mode: str) -> None:
     with started({"cluster": {"workers": 1, "proxyprotocol": True}}) as running:
@@ -447,6 +451,9 @@ def test_with_the_proxy_protocol_nodes_see_the_address_of_the_client(mode: str) 
         status, _, body = client.ask("GET", PULL + digest(LARGE))
         assert (status, body == LARGE) == (200, True), (status, body[:300])
         eventually(lambda: "127.0.0.77 - - [" in node.log(), LATE, "the client's address is in the log")
+        with socket.create_connection(("127.0.0.1", balancer.port), timeout=10) as tries_tls_first:
+            tries_tls_first.sendall(CLIENT_HELLO)
+            assert b" 400 " in tries_tls_first.recv(100), "an answer at once, behind the PROXY header too"
         eventually(lambda: balancer.up() == 3, LATE, "checks pass")
 
 
