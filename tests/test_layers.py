@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "api": (["api.*"], {"errors", "rules", "ports", "registry"}),
     "beside": (
         ["logs", "metrics", "background", "identity", "tls", "tally"],
-        {"errors", "settings", "api"},
+        {"errors", "settings", "ports", "api"},
     ),
     "process": (
         ["worker", "exchange", "serve", "doctor", "listener", "secretfile"],
