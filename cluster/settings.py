@@ -1,7 +1,7 @@
 """The settings: one frozen model for each section of config.yml, after Distribution's schema 0.1 (v2.8 and v3).
 
 Durations are seconds, sizes are bytes. Reading files and environment variables, and what is told about their
-mistakes, is in cluster/config.py; what each setting means is in deploy/config.example.yml.
+mistakes, is in cluster/config.py and its config_*.py; what each setting means is in deploy/config.example.yml.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ PRIVATE = tuple(
 
 
 class Section(BaseModel):
-    """A level of the file. Unknown keys are not seen here: config.py reports them before."""
+    """A level of the file. Unknown keys are not seen here: config_schema.py reports them before."""
 
     model_config = ConfigDict(frozen=True, strict=True)
     go_names: ClassVar[Mapping[str, str]] = {}
