@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.config_words import Origins, shown
-from cluster.settings import DRIVERS, Config, is_addr
+from cluster.settings import DRIVERS, Config
+from cluster.values import is_addr
 
 
 def _on(items: Sequence[Any] | None) -> bool:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from cluster import certificates
 from cluster.auth import accounts, passwords
 from cluster.errors import ConfigError
-from cluster.settings import PeerTls, is_host_name
+from cluster.settings import PeerTls
 from cluster.tls import client_context
+from cluster.values import is_host_name
 
 USER = "admin"
 _PASSWORD_BYTES = 18

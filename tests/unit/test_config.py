@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cluster.ciphers import CIPHERS
 from cluster.config import check, find, load, parse, show
 from cluster.errors import ConfigError
-from cluster.settings import Config, Section, duration, format_duration, size
+from cluster.settings import Config, Section
+from cluster.values import duration, format_duration, size
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "config.example.yml"
 BASE = "version: 0.1\nstorage: {filesystem: {}}\n"
