@@ -30,7 +30,7 @@ _UNITS = {
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST = 2**63 - 1  # Go counts nanoseconds in an int64
 _SIZE = re.compile(r"([0-9]{1,18})\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
-SOCKET_PATH_LIMIT = 97  # characters: HAProxy binds `<path>.<5 digits>.tmp` first, and the system takes 107
+SOCKET_PATH_LIMIT = 95  # characters: HAProxy binds `<path>.<pid>.tmp` first, and the system takes 107 (unix(7))
 _ADDR = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\[\]:/\s]*):([0-9]{1,5})")
 
 

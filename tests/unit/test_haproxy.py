@@ -197,7 +197,7 @@ def test_the_wheel_carries_the_template(tmp_path: Path) -> None:
         ({"haproxy": {"stickiness": {"size": "200 k"}}}, "wanted a number of entries"),
         ({"haproxy": {"stickiness": {"expire": "600h"}}}, "cluster.haproxy.stickiness.expire"),
         ({"haproxy": {"socket": "run/haproxy.sock"}}, "wanted a path from the root on"),
-        ({"haproxy": {"socket": "/" + "x" * 97}}, "wanted a path from the root on"),
+        ({"haproxy": {"socket": "/" + "x" * 95}}, "wanted a path from the root on"),
         ({"haproxy": {"user": "a b"}}, "wanted the name of a user"),
         ({"haproxy": {"dns": {"name": "-"}}}, "wanted a host name"),
         ({"haproxy": {"dns": {"resolver": "dns:53"}}}, "wanted an address and a port"),
