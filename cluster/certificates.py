@@ -79,7 +79,7 @@ def create(directory: str, what: Subject, *, force: bool = False) -> None:
         if found and not force:
             raise ConfigError(
                 [
-                    f"{directory}: {', '.join(found)} is there already: `registry-cluster certs renew {directory}` "
+                    f"{directory}: {', '.join(found)} already exist: `registry-cluster certs renew {directory}` "
                     "makes a new certificate of the same authority, --force a new authority"
                 ]
             )

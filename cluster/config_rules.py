@@ -46,7 +46,7 @@ def broken_rules(config: Config, drivers: list[str], origins: Origins) -> Iterat
     yield from _broken_storage_rules(config, drivers, origins)
     for name, written in _REFUSED:
         if written(config):
-            yield name, "not supported yet; to ignore it would change who may do what, or where bytes go"
+            yield name, "not supported yet, and ignoring it would change who may do what, or where data goes"
     if config.http.net == "tcp" and not is_addr(config.http.addr):
         yield "http.addr", f"found {shown((), config.http.addr)}, wanted host:port, such as :5000"
     if config.cluster.secretfile and config.http.secret:

@@ -343,7 +343,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "text"), REFUSED)
 def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -> None:
     assert problems(BASE + text) == [
-        f"{key}: not supported yet; to ignore it would change who may do what, or where bytes go"
+        f"{key}: not supported yet, and ignoring it would change who may do what, or where data goes"
     ]
 
 
