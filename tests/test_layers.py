@@ -61,7 +61,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
         {"errors", "settings", "adapters", "beside", "process"},
     ),
     "drill": (["drill.*"], {"errors", "commands", "judge"}),
-    "line": (["cli", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
+    "line": (["cli", "verbs", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
 }
 
 # Library: the modules that may import it.
