@@ -58,7 +58,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
             "protect",
             "supervisor",
         ],
-        {"errors", "settings", "adapters", "beside", "process"},
+        {"errors", "rules", "settings", "adapters", "beside", "process"},
     ),
     "drill": (["drill.*"], {"errors", "commands", "judge"}),
     "line": (["cli", "verbs", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
