@@ -1,8 +1,8 @@
 """`registry-cluster up`: several nodes, Redis and HAProxy on one machine, as real processes, for one person.
 
-Decides what runs and with which configuration, and keeps `cluster.json` true. Each node is `registry-cluster serve`
-in a process group of its own, as it would run anywhere else. The processes are kept by supervisor.py, certificates
-and accounts are made by protect.py, operations on a running cluster are in operate.py.
+Decides what runs, and keeps `cluster.json` true. Each node is `registry-cluster serve` in a process group of its
+own, as it would run anywhere else. What the parts are told is in blueprint.py, their processes are kept by
+supervisor.py, certificates and accounts are made by protect.py, operations on what runs are in operate.py.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from cluster.blueprint import Blueprint
 from cluster.errors import ConfigError
-from cluster.places import Place, laid_over
+from cluster.places import Place
 from cluster.protect import USER, Protection
 from cluster.supervisor import Child, Supervisor, say
 from cluster.trust import reference_host
@@ -104,7 +102,25 @@ class LocalCluster:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
             say("redis-server is not installed: using an embedded one, for trying things out")
+        self._blueprint = self._draw()
+        for warning in self._blueprint.check():
+            say(f"warning: {warning}")
         self._password = self._protection.provide()
+
+    def _draw(self) -> Blueprint:
+        return Blueprint(
+            base=self._base,
+            nodes=self._node_urls,
+            root=f"{self._directory}/registry",
+            secret=self._secret(),
+            redis=f"{_HOST}:{self._redis_port}",
+            front=f"{_HOST}:{self._port}",
+            endpoint=self._endpoint,
+            socket=self._socket if self._haproxy is not None else None,
+            protection=self._protection,
+            places=self._places,
+            environ=os.environ,
+        )
 
     def _claim(self) -> None:
         """One cluster in a directory: two would write over each other's files. Given up when this process ends."""
@@ -134,34 +150,13 @@ class LocalCluster:
 
     def _node_child(self, name: str, url: str) -> Child:
         path = f"{self._run}/{name}.yml"
-        write_private(path, yaml.safe_dump(self._node_config(name, url), sort_keys=False))
+        write_private(path, self._blueprint.text(name))
         place, trust, log = self._place(name), self._protection.trust(), f"{self._run}/{name}.log"
         command = [*place.around, sys.executable, "-m", "cluster", "serve", path, *place.arguments]
         return Child(name, command, log, place.environment, is_ready=lambda: is_ready(url, trust))
 
     def _place(self, part: str) -> Place:
         return self._places.get(part, Place())
-
-    def _node_config(self, name: str, url: str) -> dict[str, Any]:
-        """What the user's configuration says, and what makes it this node of this cluster."""
-        config: dict[str, Any] = json.loads(json.dumps(self._base)) or {"version": "0.1"}
-        config.setdefault("storage", {"delete": {"enabled": True}})
-        config["storage"]["filesystem"] = {"rootdirectory": f"{self._directory}/registry"}
-        config.setdefault("health", {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}})
-        http = config.setdefault("http", {})
-        http.update(addr=url.partition("://")[2], secret=http.get("secret") or self._secret())
-        config["redis"] = {"addrs": [f"{_HOST}:{self._redis_port}"]}
-        ours = config.setdefault("cluster", {})
-        ours.update(name=name, nodes=list(self._node_urls.values()))
-        ours.setdefault("workers", max(1, (os.cpu_count() or 1) // len(self._node_urls)))
-        if self._haproxy is None:
-            ours["sharedaddr"] = f"{_HOST}:{self._port}"
-        else:
-            ours.setdefault("haproxy", {}).update(
-                bind=f"{_HOST}:{self._port}", socket=self._socket, names=list(self._node_urls)
-            )
-        self._protection.lay_over(config, self._endpoint)
-        return laid_over(config, self._place(name).config)
 
     @property
     def _socket(self) -> str:
@@ -171,9 +166,8 @@ class LocalCluster:
 
     def _haproxy_child(self, program: str) -> Child:
         path, log = f"{self._run}/haproxy.cfg", f"{self._run}/haproxy.log"
-        first = next(iter(self._node_urls))
-        with open(path, "wb") as file:
-            file.write(_output([sys.executable, "-m", "cluster", "haproxy", f"{self._run}/{first}.yml"]))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self._blueprint.balancer())
         trust = self._protection.trust()
         command = [program, "-W", "-db", "-f", path]
         return Child("haproxy", command, log, is_ready=lambda: is_ready(self._endpoint, trust))
@@ -236,18 +230,6 @@ class LocalCluster:
         return authority + (f"-u {USER} " if self._protection.auth == "htpasswd" else "")
 
 
-def read_base(path: str) -> dict[str, Any]:
-    """A configuration that all nodes are to have. ConfigError when it is not YAML of the right shape."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            base = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {error}"]) from error
-    if not isinstance(base, dict):
-        raise ConfigError([f"{path}: wanted a configuration as `serve` takes it"])
-    return base
-
-
 def write_private(path: str, text: str) -> None:
     """A file that only its owner may read, replaced in one step."""
     temporary = f"{path}.{secrets.token_hex(4)}"
@@ -267,10 +249,6 @@ def is_ready(url: str, trust: ssl.SSLContext) -> bool:
         return False
 
 
-def _output(command: list[str]) -> bytes:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603 - our own command
-
-
 def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
@@ -282,7 +260,7 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
-        except OSError:
+        except (OSError, OverflowError):  # there is none above 65535
             return False
     return True
 

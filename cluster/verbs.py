@@ -146,9 +146,9 @@ def run_policy_explain(arguments: argparse.Namespace) -> int:
 def run_up(arguments: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415 - only here
 
-    from cluster import local, places, protect  # noqa: PLC0415 - only here
+    from cluster import blueprint, local, places, protect  # noqa: PLC0415 - only here
 
-    base = local.read_base(arguments.config) if arguments.config else None
+    base = blueprint.read_base(arguments.config) if arguments.config else None
     prepared = places.read(arguments.places) if arguments.places else None
     protection = protect.Protection(os.path.abspath(arguments.data), arguments.tls, arguments.auth)
     cluster = local.LocalCluster(

@@ -47,6 +47,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "commands": (
         [
             "local",
+            "blueprint",
             "places",
             "operate",
             "embedded",
@@ -69,7 +70,7 @@ HOMES: dict[str, list[str]] = {
     "falcon": ["api.*", "app"],
     "gunicorn": ["serve", "worker", "exchange"],
     "pydantic": ["settings", "config"],
-    "yaml": ["config", "local", "drill.cluster", "drill.faults", "auth.policy"],
+    "yaml": ["config", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],
     "redis": ["state.redis"],
     "jinja2": ["haproxy", "drill.report"],

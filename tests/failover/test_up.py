@@ -256,6 +256,52 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path)
     assert not list(tmp_path.glob("data/run/*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "0"], "found '0', wanted a number of nodes from 1 to 100"),
+        (["--nodes", "many"], "found 'many', wanted a number of nodes"),
+        (["--port", "99999"], "found '99999', wanted a port from 1 to 65535"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    done = run(Cluster(tmp_path), "up", *words)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "problems"),
+    [
+        ({"storage": "inmemory"}, ["storage: found inmemory, wanted filesystem"]),
+        ({"http": {"draintimeout": "soon"}, "log": {"level": "loud"}}, ["http.draintimeout: found", "log.level: "]),
+    ],
+)
+def test_what_is_wrong_with_the_configuration_is_said_once_before_anything_is_started(
+    tmp_path: Path, config: dict[str, object], problems: list[str]
+) -> None:
+    base = tmp_path / "base.yml"
+    base.write_text(json.dumps({"version": "0.1", **config}))
+    done = run(Cluster(tmp_path), "up", "--port", str(free_port()), "--config", str(base))
+    assert done.returncode == 1
+    assert [done.stderr.count(problem) for problem in problems] == [1] * len(problems), done.stderr
+    assert len(done.stderr.splitlines()) == len(problems)
+    assert not list(tmp_path.glob("data/run/*"))
+
+
+def test_a_node_that_cannot_start_is_named_with_what_it_said_last(tmp_path: Path) -> None:
+    """Its configuration is right; only the node itself finds the key that is not there."""
+    accounts = {"htpasswd": {"realm": "r", "path": "/proc/no/such/place"}}
+    base = tmp_path / "base.yml"
+    base.write_text(json.dumps({"version": "0.1", "auth": accounts}))
+    words = ["--nodes", "1", "--port", str(free_port()), "--config", str(base)]
+    done = run(Cluster(tmp_path), "up", *words, within=25)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert f"node-1 does not start: see {tmp_path}/data/run/node-1.log, which ends with: " in last
+    assert "/proc/no/such/place" in last
+
+
 def test_a_second_cluster_on_the_same_directory_is_refused_and_harms_nothing(cluster: Cluster) -> None:
     before = cluster.state()
     done = run(cluster, "up", "--port", str(free_port()))
