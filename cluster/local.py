@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ from cluster.supervisor import Child, Supervisor, say
 from cluster.trust import reference_host
 
 STATE = "cluster.json"
+DATA = "data"
+"""The directory of a cluster, where no other is named."""
 _HOST = "127.0.0.1"
 _SOCKET_NAME = 80  # characters
 
@@ -44,8 +47,11 @@ class LocalCluster:
         protection: Protection,
         base: Mapping[str, Any] | None = None,
         places: Mapping[str, Place] | None = None,
+        program: str = "registry-cluster",
     ) -> None:
+        """`program` is how a person types this one."""
         self._protection = protection
+        self._program = program
         self._password: str | None = None  # of an account that was made just now
         self._directory = os.path.abspath(protection.directory)
         self._run = f"{self._directory}/run"
@@ -203,13 +209,13 @@ class LocalCluster:
         certs = f"--dest-cert-dir {os.path.dirname(authority)}" if authority else "--dest-tls-verify=false"
         lines = [
             f"\n  registry-cluster: {len(self._nodes)} nodes at {self._endpoint}, data in {self._directory}\n",
+            "  Use a second terminal for all of this; Ctrl-C in this one stops it.\n",
             *self._ways_in(host),
             f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1",
             "  or, without an engine:",
             f"                   skopeo copy {certs} docker://SOME/IMAGE docker://{host}/team/app:v1",
             f"  look at it:      curl {self._curl_options()}{self._endpoint}/v2/_catalog",
-            f"  lose a node:     registry-cluster status --data {self._directory}; kill -9 -PID of one",
-            "  stop it:         Ctrl-C\n",
+            f"  lose a node:     {self._program} status{data_option(self._directory)}; kill -9 -PID of one\n",
         ]
         print("\n".join(lines), flush=True)
 
@@ -222,7 +228,7 @@ class LocalCluster:
             lines.append(f"  log in:          docker login -u {USER} {host}")
             if self._password is not None:
                 lines.append(f"  password:        {self._password}   (shown this once)")
-            lines.append(f"  more accounts:   registry-cluster user add --file {self._protection.accounts} NAME")
+            lines.append(f"  more accounts:   {self._program} user add --file {self._protection.accounts} NAME")
         return lines
 
     def _curl_options(self) -> str:
@@ -237,6 +243,12 @@ def write_private(path: str, text: str) -> None:
     with open(fd, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)
+
+
+def data_option(directory: str) -> str:
+    """What commands need to find a cluster, with a space before it; nothing where they look by themselves."""
+    place = os.path.abspath(directory)
+    return "" if place == os.path.abspath(DATA) else f" --data {shlex.quote(place)}"
 
 
 def is_ready(url: str, trust: ssl.SSLContext) -> bool:

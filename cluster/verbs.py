@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,7 +97,16 @@ def run_secret(arguments: argparse.Namespace) -> int:
 def run_user(arguments: argparse.Namespace) -> int:
     from cluster import users  # noqa: PLC0415 - only here
 
-    path = arguments.file or users.file_of(config.load(_find(arguments), os.environ).config)
+    if arguments.file:
+        return _user(arguments, arguments.file)
+    setting, path = users.file_of(config.load(_find(arguments), os.environ).config)
+    with users.named_by(setting, path):
+        return _user(arguments, path)
+
+
+def _user(arguments: argparse.Namespace, path: str) -> int:
+    from cluster import users  # noqa: PLC0415 - as above
+
     from_stdin = getattr(arguments, "password_stdin", False)
     if arguments.step == "add":
         print(users.add(path, arguments.user, cost=arguments.cost, from_stdin=from_stdin))
@@ -148,22 +159,36 @@ def run_up(arguments: argparse.Namespace) -> int:
 
     from cluster import blueprint, local, places, protect  # noqa: PLC0415 - only here
 
-    base = blueprint.read_base(arguments.config) if arguments.config else None
-    prepared = places.read(arguments.places) if arguments.places else None
-    protection = protect.Protection(os.path.abspath(arguments.data), arguments.tls, arguments.auth)
     cluster = local.LocalCluster(
-        nodes=arguments.nodes, port=arguments.port, protection=protection, base=base, places=prepared
+        nodes=arguments.nodes,
+        port=arguments.port,
+        protection=protect.Protection(os.path.abspath(arguments.data), arguments.tls, arguments.auth),
+        base=blueprint.read_base(arguments.config) if arguments.config else None,
+        places=places.read(arguments.places) if arguments.places else None,
+        program=program(sys.argv[0]),
     )
     asyncio.run(cluster.run())
     return 0
 
 
+def program(started: str) -> str:
+    """This program as a person types it, by the path that it was started by."""
+    if os.path.basename(started) == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m cluster"
+    found = shutil.which(os.path.basename(started))
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(started)
+    return os.path.basename(started) if is_found else shlex.quote(started)
+
+
 def run_status(arguments: argparse.Namespace) -> int:
     from cluster import operate  # noqa: PLC0415 - only here
 
-    lines = operate.seen_by(arguments.socket) if arguments.socket else operate.status(arguments.data)
+    if arguments.socket:
+        print("\n".join(operate.seen_by(arguments.socket)))
+        return 0
+    lines, is_well = operate.status(arguments.data)
     print("\n".join(lines))
-    return 0
+    return 0 if is_well else 1
 
 
 def run_drain(arguments: argparse.Namespace) -> int:
@@ -175,6 +200,7 @@ def run_drain(arguments: argparse.Namespace) -> int:
             (runtime.ready if arguments.undo else runtime.drain)(node)
         else:
             (operate.undrain if arguments.undo else operate.drain)(arguments.data, node)
+        print(f"{node}: {'gets clients again' if arguments.undo else 'gets no new client, until `drain --undo`'}")
     return 0
 
 

@@ -144,6 +144,7 @@ def test_a_rolling_restart_under_load_fails_no_request(cluster: Cluster) -> None
         client.patch(upload, data[:300_000]).expect(202)
         started = time.monotonic()
         done = run(cluster, "restart", "--rolling")
+        assert cluster.log().count("has stopped; starting it again") == 3
         seconds = time.monotonic() - started
         assert done.returncode == 0, done.stderr
         client.patch(upload, data[300_000:]).expect(202)
@@ -169,9 +170,14 @@ def test_a_drained_node_gets_no_new_client_until_that_is_undone(cluster: Cluster
 
     assert served(1) > 0
     with Traffic(cluster, 4) as traffic:
-        assert run(cluster, "drain", node.name).returncode == 0
+        done = run(cluster, "drain", node.name)
+        assert (done.returncode, done.stdout) == (0, "node-2: gets no new client, until `drain --undo`\n")
         assert served(1) == served(21) == 0  # nor those that used to come here
-        assert run(cluster, "drain", node.name, "--undo").returncode == 0
+        done = run(cluster, "status")
+        assert done.returncode == 0
+        assert [line.count("  draining  ") for line in done.stdout.splitlines()] == [0, 0, 1, 0, 0, 0]
+        done = run(cluster, "drain", node.name, "--undo")
+        assert (done.returncode, done.stdout) == (0, "node-2: gets clients again\n")
         eventually(lambda: served(41) > 0, 20, "it gets clients again")
         traffic.until_good(10)
     assert traffic.failed == []
@@ -192,7 +198,9 @@ def test_status_has_a_line_for_every_part_also_for_one_that_hangs(cluster: Clust
         assert "uploads 0  storage ok" in lines[node.name]
     assert f"pid {cluster.redis_pid}" in lines["redis"]
     with cluster.nodes[2].paused():
-        lines = {line.split()[0]: line for line in run(cluster, "status").stdout.splitlines()}
+        done = run(cluster, "status")
+    assert done.returncode == 1
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert "does not answer" in lines["node-3"]
     assert "  ready  " in lines["node-1"]
 
@@ -217,6 +225,12 @@ def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Pat
         assert cluster.wait(within=60) == 0
         eventually(lambda: not any(map(members, groups)), 5, "nothing outlives what has started it")
         assert cluster.pids() == []
+        done = run(cluster, "status")
+        assert (done.returncode, done.stdout.count("stopped")) == (1, 5)
+        for verb in (["restart", "--rolling"], ["drain", "node-1"]):
+            done = run(cluster, *verb)
+            assert done.returncode == 1
+            assert "is not running; start the cluster with `registry-cluster up`" in done.stderr
         cluster.start()
         with Client(cluster.urls) as client:
             assert client.pull(NAME, digest) == b"kept over a restart"
