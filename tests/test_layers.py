@@ -47,6 +47,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "commands": (
         [
             "local",
+            "blueprint",
             "places",
             "operate",
             "embedded",
@@ -58,10 +59,10 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
             "protect",
             "supervisor",
         ],
-        {"errors", "settings", "adapters", "beside", "process"},
+        {"errors", "rules", "settings", "adapters", "beside", "process"},
     ),
     "drill": (["drill.*"], {"errors", "commands", "judge"}),
-    "line": (["cli", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
+    "line": (["cli", "verbs", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
 }
 
 # Library: the modules that may import it.
@@ -69,7 +70,7 @@ HOMES: dict[str, list[str]] = {
     "falcon": ["api.*", "app"],
     "gunicorn": ["serve", "worker", "exchange"],
     "pydantic": ["settings", "values", "config_schema"],
-    "yaml": ["config_yaml", "local", "drill.cluster", "drill.faults", "auth.policy"],
+    "yaml": ["config_yaml", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],
     "redis": ["state.redis"],
     "jinja2": ["haproxy", "drill.report"],
