@@ -44,7 +44,7 @@ class Urls:
 
     def client(self, req: falcon.asgi.Request) -> str:
         """The client's address: of those that proxies tell, the last one that is not a trusted proxy's."""
-        address = req.remote_addr or ""
+        address = _peer(req)
         if not self._is_trusted(address):
             return address
         told = {self._told(address, hops) for hops in _hops(req)}
@@ -65,22 +65,23 @@ class Urls:
     def origin(self, req: falcon.asgi.Request) -> str:
         """Scheme and host under which the client knows us; empty when what it sent is no host."""
         scheme, host = req.scheme, req.get_header("Host") or req.netloc
-        if self._is_trusted(req.remote_addr):
+        if self._is_trusted(_peer(req)):
             if (forwarded := req.get_header("Forwarded")) is not None:
                 fields = _fields(_first(forwarded))
                 scheme, host = fields.get("proto", scheme), fields.get("host", host)
             else:
                 scheme = _first(req.get_header("X-Forwarded-Proto")) or scheme
                 host = _first(req.get_header("X-Forwarded-Host")) or host
+        scheme = scheme.lower()  # RFC 3986 section 3.1
         if scheme not in ("http", "https"):
             scheme = req.scheme
         return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 
-    def _is_trusted(self, address: str | None) -> bool:
+    def _is_trusted(self, address: str) -> bool:
         try:
-            peer = ipaddress.ip_address(address or "")
+            peer = ipaddress.ip_address(address)
         except ValueError:
-            return address == "" or address is None  # a unix socket: whoever may open it is trusted
+            return not address  # a unix socket: whoever may open it is trusted
         # On a socket for both families an IPv4 peer has an address of the form ::ffff:192.0.2.1.
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer in network for network in self._trusted)
@@ -90,6 +91,11 @@ def next_link(path: str, **query: str | int) -> str:
     """A `Link` header to the next page; always relative, keys in order (OCI "Listing Tags")."""
     text = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in sorted(query.items()))
     return f'<{path}?{text}>; rel="next"'
+
+
+def _peer(req: falcon.asgi.Request) -> str:
+    """Who holds the connection; empty for a unix socket. Falcon would read the forwarded headers first."""
+    return (req.scope.get("client") or ("",))[0] or ""
 
 
 def _first(header: str | None) -> str:
