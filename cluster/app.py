@@ -106,6 +106,7 @@ def create_app(config: Config, parts: Parts) -> Application:
         prefix=config.http.prefix,
         relative=config.http.relativeurls,
         trusted_proxies=config.cluster.trustedproxies,
+        tell_clients="trustedproxies" in config.cluster.model_fields_set,
     )
     upload_urls = UploadUrls(urls, parts.secrets)
     catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)

@@ -1,7 +1,8 @@
 """URLs that answers hold: relative by default, absolute where the configuration or a trusted proxy says how.
 
 Precedence for an absolute one: `http.host`, then `Forwarded` (RFC 7239), then `X-Forwarded-Proto` and
-`X-Forwarded-Host`, then the request itself. Forwarded headers count only from `cluster.trustedproxies`.
+`X-Forwarded-Host`, then the request itself. Forwarded headers count only from `cluster.trustedproxies`, and for the
+address of a client only where somebody wrote down who these are.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ class Urls:
     """Builds the `Location` and `Link` of answers."""
 
     def __init__(
-        self, *, host: str | None, prefix: str, relative: bool | None, trusted_proxies: Sequence[Network]
+        self,
+        *,
+        host: str | None,
+        prefix: str,
+        relative: bool | None,
+        trusted_proxies: Sequence[Network],
+        tell_clients: bool,
     ) -> None:
+        """`tell_clients`: the trusted proxies are believed whose request it is, too."""
         self.prefix = prefix
         self._host = None
         if host is not None:
@@ -33,6 +41,7 @@ class Urls:
             self._host = f"{parts.scheme}://{parts.netloc}{path or prefix}"
         self._relative = host is None and relative is not False
         self._trusted = tuple(trusted_proxies)
+        self._tell_clients = tell_clients
 
     def location(self, req: falcon.asgi.Request, path: str, **query: str) -> str:
         """The URL of a path that begins with /v2/."""
@@ -43,9 +52,11 @@ class Urls:
         return f"{self._host or self.origin(req) + self.prefix}{target}"
 
     def client(self, req: falcon.asgi.Request) -> str:
-        """The client's address: of those that proxies tell, the last one that is not a trusted proxy's."""
+        """The client's address, for limits: the last one told that is not a trusted proxy's."""
         address = _peer(req)
-        if not self._is_trusted(address):
+        # Private ranges are trusted by default, and clients are there too: each could be a new one with each guess
+        # of a password, or somebody else.
+        if not self._tell_clients or not self._is_trusted(address):
             return address
         told = {self._told(address, hops) for hops in _hops(req)}
         # Most proxies write one of the two headers, and pass the other on as the client sent it. Which one is
