@@ -9,6 +9,7 @@ returns when it has answered.
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -20,6 +21,8 @@ from cluster.api.edge import Event, Header
 # Bytes after which a piece of a body grows no more. The parser is fed 16 KiB at a time, so a piece has 192 KiB at
 # most, and an upload that takes it holds less than 64 KiB of others (promise P7).
 _PIECE = 176 * 1024
+# The names of the registry of RFC 9110; gunicorn has some of them, and calls the others "Unknown".
+protocol._REASON_PHRASES.update({status.value: status.phrase for status in HTTPStatus})
 _ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
@@ -135,6 +138,8 @@ class Answer:
         self._keeps = not closes and not self._connection._will_close(request, False)
         if not closes and not self._keeps:
             lines.append(b"Connection: close\r\n")
+        elif self._keeps and request.version < (1, 1):  # it would wait for the end otherwise (RFC 9112 section 9.3)
+            lines.append(b"Connection: keep-alive\r\n")
         usual: bytes = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()
         return _checked(lines) + usual + b"\r\n"
 
