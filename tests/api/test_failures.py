@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import falcon
 import pytest
 
 from cluster.errors import StorageError
@@ -140,13 +141,18 @@ def test_a_tag_that_somebody_holds_is_503_for_writers_and_served_to_readers() ->
 def test_a_node_whose_storage_fails_is_alive_says_so_and_is_taken_out_after_a_while(
     filled: Api, driver: BreakableDriver, error: StorageError
 ) -> None:
+    def probe() -> None:
+        falcon.async_to_sync(filled.application.health.probe)
+
     assert filled.get("/healthz").json["status"] == "ok"
     driver.error = error
     for ready in (True, True, False):
+        probe()
         report = filled.get("/healthz")
         assert (report.status_code, report.json["ready"]) == (503, ready)
         assert filled.get("/readyz").status_code == (200 if ready else 503)
         assert filled.get("/livez").status_code == 200
     driver.error = None
+    probe()
     assert filled.get("/healthz").json["status"] == "ok"
     assert filled.get("/readyz").status_code == 200
