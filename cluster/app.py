@@ -316,15 +316,15 @@ def _background(config: Config, health: Health, purger: Purger, parts: Parts, id
 def _node(config: Config, identity: Identity) -> Node:
     """What this node tells the others of itself, now."""
     return Node(
-        identity.name,
-        _url(config),
-        identity.version,
-        os.getpgrp(),
-        identity.started,
-        time.time(),
-        identity.signs,
-        identity.accepts,
-        identity.mark,
+        name=identity.name,
+        url=_url(config),
+        version=identity.version,
+        pid=os.getpgrp(),
+        started=identity.started,
+        clock=time.time(),
+        signs=identity.signs,
+        accepts=identity.accepts,
+        storage=identity.mark,
     )
 
 

@@ -175,7 +175,7 @@ def _add_local(verbs: Subparsers[argparse.ArgumentParser]) -> None:
     )
     up.add_argument("--places", metavar="FILE", help="where each part runs (JSON), as drills prepare it")
     up.set_defaults(run=_up)
-    status = verbs.add_parser("status", help="what a cluster of `up` is made of, and how it does")
+    status = verbs.add_parser("status", help="show the processes of a local cluster, and whether each is healthy")
     status.set_defaults(run=_status)
     drain = verbs.add_parser("drain", help="send no new client to a node of `up`")
     drain.add_argument("nodes", nargs="+", metavar="NODE", help="its name; with --socket, its address too")

@@ -25,6 +25,7 @@ from cluster.settings import Redis
 from cluster.state.build import open_store, servers
 from cluster.state.keys import NODE_TTL
 from cluster.state.store import Node
+from cluster.storage import layout
 
 _TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
@@ -192,7 +193,7 @@ def _compare_keys(me: Identity, node: dict[str, Any]) -> list[str]:
 def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[str]:
     if read_mark(directory, name) == node.get("mark"):
         return []
-    return [f"it works on another storage: its mark is not in {directory}/_cluster/nodes (the same mount on both?)"]
+    return [f"it works on another storage: its mark is not in {directory}/{layout.NODES} (the same mount on both?)"]
 
 
 def _compare_versions(me: Identity, node: dict[str, Any]) -> list[str]:

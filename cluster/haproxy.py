@@ -1,7 +1,7 @@
 """HAProxy in front of the nodes: its configuration, made from ours, and what can be asked of a running one.
 
 Owns haproxy/haproxy.cfg.j2 and the words of HAProxy's runtime socket. Starts no process and reads no file of the
-user's. What a value may look like is in cluster/settings.py; here is what no single value shows.
+user's. What a value may look like is in cluster/values.py; here is what no single value shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import jinja2
 
 from cluster.errors import BadRequest, ConfigError, RegistryError, RequestTimeout, Unavailable, Unknown
-from cluster.settings import Cluster, Haproxy, is_host_name
+from cluster.settings import Cluster, Haproxy
+from cluster.values import is_host_name
 
 BACKEND: Final = "nodes"
 FALLBACK: Final = "unavailable"  # the server that answers when no node is up

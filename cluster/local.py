@@ -29,10 +29,10 @@ from cluster.places import Place, laid_over
 from cluster.protect import USER, Protection
 from cluster.supervisor import Child, Supervisor, say
 from cluster.trust import reference_host
+from cluster.values import SOCKET_PATH_LIMIT
 
 STATE = "cluster.json"
 _HOST = "127.0.0.1"
-_SOCKET_NAME = 80  # characters
 
 
 class LocalCluster:
@@ -166,8 +166,7 @@ class LocalCluster:
     @property
     def _socket(self) -> str:
         path = f"{self._run}/haproxy.sock"
-        # The kernel takes no longer name for a socket (unix(7): 108 bytes; HAProxy adds to it while it starts).
-        return path if len(path) < _SOCKET_NAME else f"/tmp/registry-cluster-{self._port}.sock"  # noqa: S108
+        return path if len(path) <= SOCKET_PATH_LIMIT else f"/tmp/registry-cluster-{self._port}.sock"  # noqa: S108
 
     def _haproxy_child(self, program: str) -> Child:
         path, log = f"{self._run}/haproxy.cfg", f"{self._run}/haproxy.log"

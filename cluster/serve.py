@@ -245,7 +245,9 @@ def key_ring(config: Config) -> list[bytes]:
         return secretfile.keys(config.cluster.secretfile) + ring
     if ring:
         return ring
-    _log.warning("http.secret is empty: drawing one for this node; several nodes need the same one written down")
+    _log.warning(
+        "http.secret is empty: generating one for this node; with several nodes, set the same http.secret on all"
+    )
     if config.storage.driver != "filesystem" or config.storage.maintenance.readonly.enabled:
         return [secretfile.draw().encode()]
     return [_kept_secret(f"{data_directory(config)}/{layout.SECRET}")]

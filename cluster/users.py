@@ -33,7 +33,7 @@ def file_of(config: Config) -> str:
         return config.auth.htpasswd.path
     if config.cluster.tokenserver is not None:
         return config.cluster.tokenserver.htpasswd
-    raise ConfigError(["the configuration has no auth.htpasswd or cluster.tokenserver: name the file by --file"])
+    raise ConfigError(["the configuration has no auth.htpasswd or cluster.tokenserver: pass the file with --file"])
 
 
 def add(path: str, user: str, *, cost: int, from_stdin: bool) -> str:

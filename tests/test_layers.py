@@ -22,7 +22,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "errors": (["errors", "__init__"], set()),
     "rules": (["oci.*"], {"errors"}),
-    "settings": (["settings", "config", "ciphers"], {"errors"}),
+    "settings": (["settings", "values", "config", "config_*", "ciphers"], {"errors"}),
     "ports": (
         ["storage.driver", "storage.layout", "state.store", "state.keys", "auth.access", "auth.grants"],
         {"errors", "rules"},
@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "api": (["api.*"], {"errors", "rules", "ports", "registry"}),
     "beside": (
         ["logs", "metrics", "background", "identity", "tls", "tally"],
-        {"errors", "settings", "api"},
+        {"errors", "settings", "ports", "api"},
     ),
     "process": (
         ["worker", "exchange", "serve", "doctor", "listener", "secretfile"],
@@ -68,8 +68,8 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
 HOMES: dict[str, list[str]] = {
     "falcon": ["api.*", "app"],
     "gunicorn": ["serve", "worker", "exchange"],
-    "pydantic": ["settings", "config"],
-    "yaml": ["config", "local", "drill.cluster", "drill.faults", "auth.policy"],
+    "pydantic": ["settings", "values", "config_schema"],
+    "yaml": ["config_yaml", "local", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],
     "redis": ["state.redis"],
     "jinja2": ["haproxy", "drill.report"],

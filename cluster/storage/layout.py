@@ -13,7 +13,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
-        _uploads/<uuid>/_seg/...                               its bytes, where we took them (storage/segments.py)
+        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (segments.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
     _cluster/secret                                            ours: the secret that a single node drew for itself
     _cluster/nodes/<name>                                      ours: the mark of a node (cluster/identity.py)
@@ -21,7 +21,8 @@ Below `<rootdirectory>/docker/registry/v2/`:
     _cluster/locks/<role>                                      ours: who purges
 
 A `link` holds a digest, 71 bytes for sha256, without a newline. What lies under sha512 is a link to its sha256.
-All that begins with `_` and is ours can be removed while no node runs: it is rebuilt, or only cost a retry.
+What is ours can be removed while no node runs, as it is rebuilt or costs a retry at most, with two exceptions:
+`_uploads/<uuid>/_seg` holds chunks that were acknowledged, and without `_cluster/secret` no open upload goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ REPOSITORIES = "repositories"
 SECRET = "_cluster/secret"  # noqa: S105 - a path
 TEMPORARY = "_cluster/tmp"
 PURGER_LOCK = "_cluster/locks/purger"
+NODES = "_cluster/nodes"
 MANIFESTS_DIRECTORY = "_manifests"
+LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long before its first manifest
 
 # Directories that no registry removes once they are there: their own entry need be made durable only once.
 _PERMANENT = re.compile(
@@ -97,6 +100,23 @@ def uploads(name: RepositoryName) -> str:
 
 def upload(name: RepositoryName, uuid: str) -> str:
     return f"repositories/{name}/_uploads/{uuid}"
+
+
+def upload_started_at(session: str) -> str:
+    """`session` is what `upload` returned, here and below."""
+    return f"{session}/startedat"
+
+
+def upload_data(session: str) -> str:
+    return f"{session}/data"
+
+
+def upload_states(session: str, algorithm: str) -> str:
+    return f"{session}/hashstates/{algorithm}"
+
+
+def upload_state(session: str, algorithm: str, offset: int) -> str:
+    return f"{upload_states(session, algorithm)}/{offset}"
 
 
 def referrers(name: RepositoryName, subject: Digest) -> str:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.oci.digest import Digest
+from cluster.storage import layout
 from cluster.storage.driver import LockTimeout, NotFound, Observer, OffsetTaken
 
 _CHUNK = 256 * 1024
@@ -170,7 +171,7 @@ class MemoryUploads:
 
     async def create(self, path: str, started_at: str) -> None:
         self._sessions[path] = _Session(started_at)
-        await self._driver.write(f"{path}/startedat", started_at.encode())
+        await self._driver.write(layout.upload_started_at(path), started_at.encode())
 
     async def started_at(self, path: str) -> str:
         return self.session(path).started_at

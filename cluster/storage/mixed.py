@@ -7,6 +7,7 @@ writers of one session are not fenced from each other, and Distribution's own co
 
 from __future__ import annotations
 
+from cluster.storage import layout
 from cluster.storage.driver import Observer, SegmentWriter
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Tenure
@@ -40,7 +41,7 @@ class _DataWriter:
 
     def _seal(self) -> None:
         disk = self._uploads.disk
-        disk.status(f"{self._session}/startedat")  # FileNotFoundError: the session ended under us
+        disk.status(layout.upload_started_at(self._session))  # FileNotFoundError: the session ended under us
         disk.sync(self._fd)
         self._uploads.settle(self._session)
 
@@ -53,9 +54,9 @@ class MixedUploads(SegmentUploads):
 
     def _create(self, session: str, started_at: bytes) -> None:
         super()._create(session, started_at)
-        self.disk.close(self.disk.create(f"{session}/data"))
+        self.disk.close(self.disk.create(layout.upload_data(session)))
 
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
-        fd = await self.threads.open(self.disk.open_existing, self.disk.close, f"{session}/data")
+        fd = await self.threads.open(self.disk.open_existing, self.disk.close, layout.upload_data(session))
         return _DataWriter(self, session, fd, offset, observe)

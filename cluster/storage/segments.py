@@ -9,7 +9,8 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
     data                           what Distribution took before it handed over, the segment at 0 (U11)
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
 
-`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). Nothing here computes or compares digests.
+`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). registry/uploads.py compares digests; here
+only bytes of `data` are looked at again (`_verify`): Distribution may still be writing them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cluster.oci.digest import Digest, new_hasher
+from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken, SegmentWriter
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
@@ -143,14 +145,14 @@ class SegmentUploads:
             self._driver.directories.ensure(parent)
             self.disk.mkdir(session)
         self.disk.mkdir(f"{session}/_seg")
-        fd = self.disk.create(f"{session}/startedat")
+        fd = self.disk.create(layout.upload_started_at(session))
         try:
             self.disk.write(fd, started_at)
         finally:
             self.disk.close(fd)
 
     async def started_at(self, path: str) -> str:
-        content = await self._driver.read(f"{path}/startedat")
+        content = await self._driver.read(layout.upload_started_at(path))
         return content[:64].decode("ascii", "replace")
 
     async def extent(self, path: str) -> int:
@@ -185,7 +187,7 @@ class SegmentUploads:
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
         # Last: a session that ends meanwhile must not look like an empty one. FileNotFoundError: there is none.
-        self.disk.status(f"{session}/startedat")
+        self.disk.status(layout.upload_started_at(session))
         return _Chain(segments, end, sorted(private, key=self._size, reverse=True))
 
     def _size(self, path: str) -> int:
@@ -197,12 +199,12 @@ class SegmentUploads:
     def _base(self, session: str, published: set[int]) -> Iterator[Segment]:
         """Distribution's `data`, up to where we first published behind it (U11)."""
         try:
-            size = self.disk.status(f"{session}/data").size
+            size = self.disk.status(layout.upload_data(session)).size
         except FileNotFoundError:
             return
         size = min(size, min(published, default=size))
         if size:
-            yield Segment(f"{session}/data", 0, size, False)
+            yield Segment(layout.upload_data(session), 0, size, False)
 
     def _adopt(self, session: str, path: str, offset: int) -> bool:
         """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
@@ -267,9 +269,10 @@ class SegmentUploads:
 
     def _take_over(self, session: str) -> None:
         """Prepare a session that Distribution began. FileNotFoundError when there is none."""
-        for name in ("startedat", "data"):  # first: what stands on `_seg` stands on these too (U11)
+        # First: what stands on `_seg` stands on these too (U11).
+        for path in (layout.upload_started_at(session), layout.upload_data(session)):
             try:
-                self.disk.sync_path(f"{session}/{name}")
+                self.disk.sync_path(path)
             except FileNotFoundError:
                 pass
         try:
@@ -285,7 +288,7 @@ class SegmentUploads:
         except FileExistsError:
             raise OffsetTaken(f"another writer has published a segment at {offset}") from None
         except FileNotFoundError:
-            self.disk.status(f"{session}/startedat")  # FileNotFoundError: the session is gone
+            self.disk.status(layout.upload_started_at(session))  # FileNotFoundError: the session is gone
             # Between closing and linking our lock was free, and somebody took us for dead (U4).
             raise OffsetTaken(f"another node has taken over the segment at {offset}") from None
         self.disk.sync_path(directory)
@@ -293,7 +296,7 @@ class SegmentUploads:
 
     def settle(self, session: str) -> None:
         """Make the session itself durable: what it holds is about to be acknowledged."""
-        self.disk.sync_path(f"{session}/startedat")
+        self.disk.sync_path(layout.upload_started_at(session))
         self.disk.sync_path(session)
         self.disk.sync_path(os.path.dirname(session))
 
@@ -323,7 +326,7 @@ class SegmentUploads:
             observe(piece)
 
     async def load_state(self, path: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        directory = f"{path}/hashstates/{algorithm}"
+        directory = layout.upload_states(path, algorithm)
         try:  # nearly always there is one for this very offset
             return offset, (await self._driver.read(f"{directory}/{offset}"))[:_STATE_LIMIT]
         except NotFound:
@@ -340,14 +343,15 @@ class SegmentUploads:
 
     def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
         # Not synced: a state that a loss of power leaves empty or short is not taken for one, and is made again.
-        for directory in ("hashstates", f"hashstates/{algorithm}"):
+        states = layout.upload_states(session, algorithm)
+        for directory in (os.path.dirname(states), states):
             try:
-                self.disk.mkdir(f"{session}/{directory}")
+                self.disk.mkdir(directory)
             except FileExistsError:
                 pass
             except FileNotFoundError:  # the session has ended; it must not come back (J5)
                 return
-        path = f"{session}/hashstates/{algorithm}/{offset}"
+        path = layout.upload_state(session, algorithm, offset)
         temporary = self._driver.temporary()
         fd = self.disk.create(temporary)
         try:

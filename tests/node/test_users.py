@@ -129,7 +129,7 @@ def test_the_file_is_the_one_of_the_configuration(tmp_path: Path, file: str) -> 
     assert run("user", "list", "--config", str(config)).stdout == "alice  bcrypt, cost 4\n"
     config.write_text(yaml.safe_dump(base))
     done = run("user", "list", "--config", str(config))
-    assert (done.returncode, "name the file by --file" in done.stderr) == (1, True)
+    assert (done.returncode, "pass the file with --file" in done.stderr) == (1, True)
 
 
 # htpasswd

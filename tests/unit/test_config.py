@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cluster.ciphers import CIPHERS
 from cluster.config import check, find, load, parse, show
 from cluster.errors import ConfigError
-from cluster.settings import Config, Section, duration, format_duration, size
+from cluster.settings import Config, Section
+from cluster.values import duration, format_duration, size
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "config.example.yml"
 BASE = "version: 0.1\nstorage: {filesystem: {}}\n"
@@ -342,7 +343,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "text"), REFUSED)
 def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -> None:
     assert problems(BASE + text) == [
-        f"{key}: not supported yet; to ignore it would change who may do what, or where bytes go"
+        f"{key}: not supported yet, and ignoring it would change who may do what, or where data goes"
     ]
 
 

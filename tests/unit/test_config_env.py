@@ -196,7 +196,7 @@ def test_a_misspelt_lock_does_not_leave_the_registry_open() -> None:
 def test_a_lock_that_is_not_supported_yet_stops_the_start(variables: dict[str, str], key: str) -> None:
     (line,) = problems(variables)
     assert line.startswith(f"{key}")
-    assert line.endswith(": not supported yet; to ignore it would change who may do what, or where bytes go")
+    assert line.endswith(": not supported yet, and ignoring it would change who may do what, or where data goes")
 
 
 @pytest.mark.parametrize(
