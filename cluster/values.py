@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import warnings
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
+from cluster import patterns
 from cluster.ciphers import ALWAYS_ON, CIPHERS
 
 _UNITS = {
@@ -147,11 +147,9 @@ def _place(value: str) -> str:
 
 def _pattern(value: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a pattern that Python reads otherwise than Go must not pass
-            re.compile(value)
-    except (re.error, Warning, OverflowError, RecursionError) as error:
-        raise ValueError(f"a regular expression ({error})") from None
+        patterns.Pattern(value)
+    except ValueError as error:
+        raise ValueError(f"a regular expression of Go's ({error})") from None
     return value
 
 

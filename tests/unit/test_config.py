@@ -305,8 +305,14 @@ def test_a_mistake_is_one_line_with_the_key_the_value_and_what_was_wanted(text: 
     assert problems(text) == [line]
 
 
-@pytest.mark.parametrize("pattern", ["(", "[[:alpha:]]", "a{99999999999}"])
-def test_a_pattern_that_does_not_compile_or_that_python_reads_otherwise_is_a_problem(pattern: str) -> None:
+@pytest.mark.parametrize("pattern", [r"^https?://([^/]+\.)*example\.com/", "[[:alpha:]]", r"\pL\z", r"\Q.\E"])
+def test_patterns_are_gos(pattern: str) -> None:
+    text = yaml.safe_dump({"validation": {"manifests": {"urls": {"deny": [pattern]}}}})
+    assert parse(BASE + text, {}).config.validation.manifests.urls.deny == [pattern]
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{1001}", "(?=a)", r"(a)\1"])
+def test_a_pattern_that_go_would_not_take_is_a_problem(pattern: str) -> None:
     text = yaml.safe_dump({"validation": {"manifests": {"urls": {"deny": [pattern]}}}})
     (line,) = problems(BASE + text)
     assert line.startswith("validation.manifests.urls.deny[0]: found ")
