@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from cluster.background import Background, Task
 from cluster.errors import ConfigError
 from cluster.identity import Identity, identify
 from cluster.logs import AccessLog
+from cluster.patterns import Pattern
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
 from cluster.registry.health import Health
@@ -106,6 +106,7 @@ def create_app(config: Config, parts: Parts) -> Application:
         prefix=config.http.prefix,
         relative=config.http.relativeurls,
         trusted_proxies=config.cluster.trustedproxies,
+        tell_clients="trustedproxies" in config.cluster.model_fields_set,
     )
     upload_urls = UploadUrls(urls, parts.secrets)
     catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)
@@ -254,8 +255,8 @@ def _rules(config: Config) -> Rules:
     return Rules(
         disabled=validation.disabled,
         sparse=config.cluster.sparse,
-        urls_allow=tuple(re.compile(pattern) for pattern in validation.manifests.urls.allow),
-        urls_deny=tuple(re.compile(pattern) for pattern in validation.manifests.urls.deny),
+        urls_allow=tuple(Pattern(pattern) for pattern in validation.manifests.urls.allow),
+        urls_deny=tuple(Pattern(pattern) for pattern in validation.manifests.urls.deny),
         platforms=indexes.platforms,
         platform_list=frozenset((platform.architecture, platform.os) for platform in indexes.platformlist),
         classes=frozenset(config.policy.repository.classes),

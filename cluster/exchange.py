@@ -9,10 +9,12 @@ returns when it has answered.
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi import protocol
+from gunicorn.asgi.parser import InvalidHeader, UnsupportedTransferCoding
 from gunicorn.asgi.protocol import BodyReceiver
 
 from cluster.api.edge import Event, Header
@@ -20,6 +22,8 @@ from cluster.api.edge import Event, Header
 # Bytes after which a piece of a body grows no more. The parser is fed 16 KiB at a time, so a piece has 192 KiB at
 # most, and an upload that takes it holds less than 64 KiB of others (promise P7).
 _PIECE = 176 * 1024
+# The names of the registry of RFC 9110; gunicorn has some of them, and calls the others "Unknown".
+protocol._REASON_PHRASES.update({status.value: status.phrase for status in HTTPStatus})
 _ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
@@ -32,6 +36,26 @@ def strip_origin(request: Any) -> None:
     request.raw_path, request.path = path, unquote_to_bytes(path).decode("utf-8", "replace")
     others = [header for header in request.headers_bytes if header[0] != b"host"]
     request.headers_bytes = [*others, (b"host", match[1].rpartition(b"@")[2])]
+
+
+def check_head(request: Any) -> None:
+    """What the parsers let pass, and must not. InvalidHeader, UnsupportedTransferCoding."""
+    headers = request.headers_bytes
+    for name, value in headers:
+        # The parser makes a header without a name of a folded line, and counts lengths modulo 2**64:
+        # whatever stands in front of us reads both otherwise, and takes the rest for another request.
+        if not name or (len(value) > 18 and name == b"content-length"):
+            raise InvalidHeader("a folded header line, or a Content-Length that is no length")
+    if (not headers or headers[0][0] != b"host") and request.version >= (1, 1) and not _has_host(headers):
+        raise InvalidHeader("no Host (RFC 9112 section 3.2)")
+    if request.chunked and any(
+        name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in headers
+    ):
+        raise UnsupportedTransferCoding("only chunked is undone here (RFC 9112 section 6.1)")
+
+
+def _has_host(headers: list[Header]) -> bool:
+    return any(name == b"host" for name, _ in headers)
 
 
 class Receiver(BodyReceiver):  # type: ignore[misc]
@@ -135,6 +159,8 @@ class Answer:
         self._keeps = not closes and not self._connection._will_close(request, False)
         if not closes and not self._keeps:
             lines.append(b"Connection: close\r\n")
+        elif self._keeps and request.version < (1, 1):  # it would wait for the end otherwise (RFC 9112 section 9.3)
+            lines.append(b"Connection: keep-alive\r\n")
         usual: bytes = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()
         return _checked(lines) + usual + b"\r\n"
 

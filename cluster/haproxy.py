@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import jinja2
 
-from cluster.errors import ConfigError, RegistryError, Unavailable, Unknown, Unsupported
+from cluster.errors import BadRequest, ConfigError, RegistryError, RequestTimeout, Unavailable, Unknown
 from cluster.settings import Cluster, Haproxy
 from cluster.values import is_host_name
 
@@ -169,9 +169,9 @@ def _time(seconds: float) -> str:
 
 def _errors() -> dict[int, str]:
     """The answers that are HAProxy's own. None holds a single quote, the only character that would end the text."""
-    unread: RegistryError = Unsupported("the request cannot be read, or did not come in time")
     nobody = Unavailable("no node can answer now: try again later")
-    refusals = {400: unread, 408: unread, 500: Unknown(), 502: nobody, 503: nobody, 504: nobody}
+    refusals: dict[int, RegistryError] = {502: nobody, 503: nobody, 504: nobody}
+    refusals = {error.status: error for error in (BadRequest(), RequestTimeout(), Unknown())} | refusals
     return {status: json.dumps({"errors": [refusal.to_dict()]}) for status, refusal in refusals.items()}
 
 

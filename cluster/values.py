@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import warnings
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
+from cluster import patterns
 from cluster.ciphers import ALWAYS_ON, CIPHERS
 
 _UNITS = {
@@ -147,12 +147,18 @@ def _place(value: str) -> str:
 
 def _pattern(value: str) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a pattern that Python reads otherwise than Go must not pass
-            re.compile(value)
-    except (re.error, Warning, OverflowError, RecursionError) as error:
-        raise ValueError(f"a regular expression ({error})") from None
+        patterns.Pattern(value)
+    except ValueError as error:
+        raise ValueError(f"a regular expression of Go's ({error})") from None
     return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _prefix(value: object) -> object:
+    return f"/{value.lstrip('/')}" if isinstance(value, str) and value else value
 
 
 def _cipher_suite(value: str) -> str:
@@ -212,6 +218,11 @@ HaproxyPath = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
+# Distribution takes these in any case.
+Level = Annotated[Literal["error", "warn", "info", "debug"], BeforeValidator(_lower)]
+Platforms = Annotated[Literal["all", "none", "list"], BeforeValidator(_lower)]
+# With a slash at its beginning and none at its end, however it was written.
+Prefix = Annotated[Path, BeforeValidator(_prefix), AfterValidator(lambda path: path.rstrip("/"))]
 CipherSuite = Annotated[str, AfterValidator(_cipher_suite)]
 Lifetime = Annotated[Duration, AfterValidator(_lifetime)]
 Entries = Annotated[str, _matching("[1-9][0-9]{0,3}[km]?", "a number of entries, such as 200k")]

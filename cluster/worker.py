@@ -14,24 +14,39 @@ import socket
 from typing import Any
 
 from gunicorn.asgi import protocol
-from gunicorn.asgi.parser import InvalidHeader
+from gunicorn.asgi.parser import ParseError
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from cluster.api.edge import Patience
 from cluster.api.errors import envelope
-from cluster.errors import RegistryError, SizeInvalid, Unsupported
-from cluster.exchange import Answer, Receiver, strip_origin
-from cluster.listener import Greeted, TlsListener, beyond_proxy_header
+from cluster.errors import (
+    BadRequest,
+    CodingUnsupported,
+    HeadTooLarge,
+    RegistryError,
+    RequestTimeout,
+    SizeInvalid,
+    TargetTooLong,
+    Unknown,
+)
+from cluster.exchange import Answer, Receiver, check_head, strip_origin
+from cluster.listener import Greeted, TlsListener, beginning
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
 _SLICE = 16 * 1024  # bytes given to the parser at a time
+_REFUSALS: dict[int, type[RegistryError]] = {
+    error.status: error
+    for error in (BadRequest, RequestTimeout, TargetTooLong, HeadTooLarge, Unknown, CodingUnsupported)
+}
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     """One connection."""
+
+    _current_request: Any
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.patience: Patience = self.worker.patience
@@ -41,7 +56,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._early: list[bytes] = []
         self._answering = False  # the answer to the current request has begun
         self._half_closed = False  # the client sends nothing more, but may read
-        self._is_silent = True  # nothing came of the client yet
+        self._is_silent = True  # nothing came of the client yet, a balancer's PROXY header and an empty line aside
+        self._greeting = b""  # what came of these, while they are not whole
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
         self.worker.connections.add(self)
         super().connection_made(transport)
@@ -64,12 +80,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
             self._hold_early(data)
             return
-        if self._is_silent and (beginning := beyond_proxy_header(data) if self._proxy_protocol != "off" else data):
-            self._is_silent = False
-            if not beginning[:1].isupper():
-                # The parser waits for a whole line, and a client that tries TLS first would wait with it.
-                self._refuse(400, "this is no HTTP request")
-                return
+        if self._is_silent and not (data := self._greet(data)):
+            return
         begins = self._awaiting_request and self._keepalive_handle is not None
         if begins:
             self._cancel_keepalive_timer()
@@ -83,6 +95,20 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             # The parser keeps what it cannot use yet, and looks at all of it again each time more comes.
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
+
+    def _greet(self, data: bytes) -> bytes:
+        """What the parser gets of a connection's first bytes; nothing while it is not known what they begin."""
+        data, self._greeting = self._greeting + data, b""
+        begins = beginning(data, proxied=self._proxy_protocol != "off")
+        if begins is None:
+            self._greeting = data
+            return b""
+        self._is_silent = not begins
+        if begins and not begins[:1].isupper():
+            # The parser waits for a whole line, and a client that tries TLS first would wait with it.
+            self._refuse(400, "this is no HTTP request")
+            return b""
+        return data
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""
@@ -160,11 +186,11 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._answering = False
         skip_body = super()._on_headers_complete()
         request = self._current_request
-        for name, value in request.headers_bytes:
-            # The parser makes a header without a name of a folded line, and counts lengths modulo 2**64:
-            # whatever stands in front of us reads both otherwise, and takes the rest for another request.
-            if not name or (len(value) > 18 and name == b"content-length"):
-                raise InvalidHeader("a folded header line, or a Content-Length that is no length")
+        try:
+            check_head(request)
+        except ParseError:
+            self._current_request = None  # what is refused now is no body
+            raise
         if request.raw_path[:1] != b"/":
             strip_origin(request)
         return skip_body
@@ -251,9 +277,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             self._body_receiver.signal_disconnect()
         if self._answering and self._current_request is not None:
             return  # a second answer would be taken for a part of the first, or for that to the next request
-        error: RegistryError = SizeInvalid(message) if status == 400 else Unsupported(message)
-        error.message = "the request cannot be read"
-        body = envelope([error])
+        is_body = status == 400 and self._current_request is not None
+        body = envelope([SizeInvalid(message) if is_body else _REFUSALS[status](message)])
         lines = [
             f"HTTP/1.1 {status} {self._get_reason_phrase(status)}",
             "Content-Type: application/json",

@@ -22,7 +22,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "errors": (["errors", "__init__"], set()),
     "rules": (["oci.*"], {"errors"}),
-    "settings": (["settings", "values", "config", "config_*", "ciphers"], {"errors"}),
+    "settings": (["settings", "values", "config", "config_*", "ciphers", "patterns"], {"errors"}),
     "ports": (
         ["storage.driver", "storage.layout", "state.store", "state.keys", "auth.access", "auth.grants"],
         {"errors", "rules"},
@@ -72,6 +72,7 @@ HOMES: dict[str, list[str]] = {
     "pydantic": ["settings", "values", "config_schema"],
     "yaml": ["config_yaml", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],
+    "re2": ["patterns"],
     "redis": ["state.redis"],
     "jinja2": ["haproxy", "drill.report"],
     "fakeredis": ["embedded"],

@@ -7,6 +7,7 @@ the access log, the request metrics, and the second port (`http.debug.addr`). Kn
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from cluster.errors import StorageError
 from cluster.registry.uploads import BodyEnded
 
 Event = dict[str, Any]
@@ -22,6 +24,8 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+_log = logging.getLogger(__name__)
 
 _ASCII = bytes(range(128))
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -124,6 +128,9 @@ class Edge:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             pass
+        except StorageError as error:
+            # The answer had begun: all that the client can be told is that it ends too early.
+            exchange.cut_short(error)
         finally:
             self._count_in_flight(-1)
             if self._observers:
@@ -230,6 +237,12 @@ class _Exchange:
                         return
         except TimeoutError:
             pass
+
+    def cut_short(self, error: Exception) -> None:
+        """Say that the answer under way will not come whole; the access log has the status that it began with."""
+        self._body_over = True  # nothing more of this connection is of use
+        what = f"{self._scope['method']} {self._scope['path']}, request {self.request_id.decode()}"
+        _log.error("storage failed: %s: the answer was cut short after %d bytes: %s", what, self._sent, error)
 
     def _holds_back(self) -> bool:
         """Whether the client waits for `100 Continue`, and so has nothing on its way."""

@@ -73,7 +73,7 @@ def test_what_follows_a_body_is_the_next_request_and_no_part_of_the_body(
     answer = wire.ask("PATCH", upload, "Content-Length: 3", body=b"defghi\r\n\r\n")
     assert answer.status == 202
     second = wire.answer()
-    assert (second.status, second.error()) == (400, "SIZE_INVALID")
+    assert (second.status, second.error()) == (400, "UNSUPPORTED")
     assert position(node.port, upload) == 6
 
 

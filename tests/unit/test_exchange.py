@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,17 @@ async def test_a_client_that_knows_no_chunks_sees_the_end_by_the_end_of_the_conn
     assert not ours.keeps_connection
 
 
+async def test_a_client_of_http_1_0_is_told_that_its_connection_is_kept() -> None:
+    """RFC 9112 section 9.3: it would wait for the end of the connection otherwise."""
+    ours, connection = answer(version=(1, 0))
+    await send(ours, b"abc", headers=[(b"content-length", b"3")])
+    assert connection.sent.count(b"Connection: keep-alive\r\n") == 1
+    assert ours.keeps_connection
+    ours, connection = answer(version=(1, 0), draining=True)
+    await send(ours, b"abc", headers=[(b"content-length", b"3")])
+    assert b"keep-alive" not in connection.sent
+
+
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304), ("DELETE", 204)])
 async def test_an_answer_that_may_have_no_body_has_none(method: str, status: int) -> None:
     ours, connection = answer(method)
@@ -111,6 +123,13 @@ async def test_a_client_is_told_once_that_the_connection_ends(more: dict[str, bo
     await send(ours, headers=[(b"content-length", b"0"), *wish])
     assert connection.sent.lower().count(b"connection: close\r\n") == 1
     assert not ours.keeps_connection
+
+
+@pytest.mark.parametrize("status", [206, 304, 412, 416, 429, 431, 501])
+async def test_every_status_has_its_phrase(status: int) -> None:
+    ours, connection = answer()
+    await send(ours, status=status)
+    assert connection.sent.startswith(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode())
 
 
 @pytest.mark.parametrize("value", [b"a\r\nx-evil: 1", b"a\nx", b"a\rx", b"a\0x", b"a\r\n\r\nHTTP/1.1 200 OK"])
