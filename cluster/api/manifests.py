@@ -12,6 +12,7 @@ from cluster.oci.reference import Reference, RepositoryName, Tag, parse_referenc
 from cluster.registry.manifests import ManifestStore, Stored
 
 _MAX_TAGS = 64  # in one PUT; the spec asks for ten at least
+_PLATFORM = ("amd64", "linux")  # of the manifest that an old client gets of a list, as in Distribution
 _LISTS = {DOCKER_LIST, OCI_INDEX}
 
 
@@ -25,10 +26,12 @@ class ManifestResource:
 
     async def on_get(self, req: Request, resp: Response, name: str, reference: str) -> None:
         repository, wanted = RepositoryName.parse(name), _parse_existing(reference)
-        find = self._manifests.head if req.method == "HEAD" else self._manifests.get
-        stored = await find(repository, wanted)
         if isinstance(wanted, Tag) and _knows_no_lists(req):
-            stored = await self._manifests.platform_child(repository, stored, "amd64", "linux") or stored
+            stored = await self._manifests.for_platform(repository, wanted, _PLATFORM)
+        elif req.method == "HEAD":
+            stored = await self._manifests.head(repository, wanted)
+        else:
+            stored = await self._manifests.get(repository, wanted)
         _describe(resp, stored)
         if is_not_modified(req, stored.digest):
             resp.status = 304
@@ -47,9 +50,10 @@ class ManifestResource:
         tags = [Tag.parse(tag) for tag in req.get_param_as_list("tag") or []]
         if len(tags) > _MAX_TAGS:
             raise TooManyTags(f"{len(tags)} tag parameters: at most {_MAX_TAGS} are taken")
-        condition = precondition(req) if isinstance(wanted, Tag) else None
         content = await _read(req)
-        digest, manifest = await self._manifests.put(repository, wanted, content, req.content_type, tags, condition)
+        digest, manifest = await self._manifests.put(
+            repository, wanted, content, req.content_type, tags, precondition(req)
+        )
         resp.status = 201
         resp.set_header("Location", self._urls.location(req, f"/v2/{repository}/manifests/{digest}"))
         resp.set_header("Docker-Content-Digest", str(digest))
