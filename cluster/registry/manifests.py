@@ -122,7 +122,7 @@ class ManifestStore:
 
         await self._driver.write(layout.blob(canonical), content)
         await self._links.add(name, digest, canonical)
-        await self._referrers.add(name, digest, len(content), manifest)
+        await self._referrers.add(name, digest, canonical, len(content), manifest)
         for tag in dict.fromkeys([*first, *tags]):
             pointer = Pointer(digest, canonical)
             await self._tags.put(name, tag, pointer, ensure, precondition if tag in guarded else None)

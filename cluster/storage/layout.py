@@ -10,7 +10,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
         _manifests/tags/<tag>/index/sha256/<hex>/_name         ours: the sha512 by which it was pointed there
         _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
-        _referrers/<alg>/<hex of the subject>/<alg>-<hex>      ours: descriptor of one referrer, as JSON
+        _referrers/<alg>/<hex of the subject>/sha256-<hex>     ours: descriptor of one referrer, as JSON
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
@@ -118,7 +118,7 @@ def referrer(name: RepositoryName, subject: Digest, digest: Digest) -> str:
 
 
 def seen(name: RepositoryName) -> str:
-    """One `<alg>-<hex>` a line. Two writers may lose each other's lines: then these are looked at again."""
+    """The hex of one sha256 a line. Two writers may lose each other's lines: then these are looked at again."""
     return f"repositories/{name}/_referrers/_seen"
 
 
