@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Sequence
 
-from cluster.api.conditions import etag, is_not_modified
+from cluster.api.conditions import check_match, etag, is_not_modified
 from cluster.api.errors import Request, Response
 from cluster.api.guard import Guard
 from cluster.oci.digest import Digest
@@ -27,19 +27,16 @@ class BlobResource:
 
     async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
         content = await self._blobs.stat(RepositoryName.parse(name), Digest.parse(digest))
-        tag = etag(content.digest)
-        resp.set_header("Docker-Content-Digest", str(content.digest))
-        resp.set_header("ETag", tag)
-        resp.set_header("Cache-Control", "max-age=31536000")
-        resp.set_header("Accept-Ranges", "bytes")
-        resp.content_type = _TYPE
+        check_match(req, content.digest)
         if is_not_modified(req, content.digest):
+            _describe(resp, content)
             resp.status = 304
             return
         if req.method == "HEAD":  # ranges are defined for GET alone
+            _describe(resp, content)
             resp.content_length = content.size
             return
-        header = req.get_header("Range")
+        header, tag = req.get_header("Range"), etag(content.digest)
         spans = None
         if header is not None and req.get_header("If-Range", default=tag) == tag:
             spans = parse_range(header, content.size)
@@ -54,6 +51,7 @@ class BlobResource:
 
     async def _send(self, resp: Response, content: Content, spans: list[Span] | None) -> None:
         reader = await self._blobs.open(content)
+        _describe(resp, content)
         stream = Stream(reader, [Part(b"", (0, content.size))])
         if spans is not None and len(spans) == 1:
             start, stop = spans[0]
@@ -67,6 +65,15 @@ class BlobResource:
             stream = Stream(reader, _multipart(spans, content.size, boundary))
         resp.stream = stream
         resp.content_length = stream.length
+
+
+def _describe(resp: Response, content: Content) -> None:
+    """What may be kept for a year: said when nothing can be refused any more, or a cache would keep the refusal."""
+    resp.set_header("Docker-Content-Digest", str(content.digest))
+    resp.set_header("ETag", etag(content.digest))
+    resp.set_header("Cache-Control", "max-age=31536000")
+    resp.set_header("Accept-Ranges", "bytes")
+    resp.content_type = _TYPE
 
 
 class Part:

@@ -35,10 +35,10 @@ from cluster.registry.links import Content, Links
 from cluster.registry.referrers import Referrers
 from cluster.registry.tags import Pointer, Precondition, TagStore
 from cluster.storage import layout
-from cluster.storage.driver import Driver, NotFound
+from cluster.storage.driver import Driver, NotFound, Reader
 
 _TYPES = 65536  # manifests whose media type a worker remembers
-_LARGE = 256 * 1024  # bytes; what takes longer than a turn of the loop should is done beside it
+_LARGE = 256 * 1024  # bytes; what is larger is hashed beside the event loop, and sent in pieces
 _ALIAS = "sha512"  # the one algorithm by which a manifest may be named besides the canonical one
 _OVERTAKEN = 10  # times that a tag may move while it is read
 _PLUGIN = "application/vnd.docker.plugin.v1+json"
@@ -64,7 +64,8 @@ class Stored:
     digest: Digest  # as the client named it; behind a tag, as the tag's writer named it
     media_type: str
     size: int  # bytes
-    content: bytes | None  # None when only its head was asked for
+    content: bytes | None  # None when only its head was asked for, or it is to be read from `reader`
+    reader: Reader | None = None  # of a large one that is to be sent; whoever asked closes it
 
 
 Load = Callable[[RepositoryName, Pointer], Awaitable[Stored | None]]
@@ -83,6 +84,7 @@ class ManifestStore:
         self._rules = rules or Rules()
         self._links = Links(driver, layout.revision_link)
         self._types: OrderedDict[Digest, str] = OrderedDict()
+        self._large: OrderedDict[Digest, None] = OrderedDict()
 
     async def put(
         self,
@@ -135,6 +137,10 @@ class ManifestStore:
     async def get(self, name: RepositoryName, reference: Reference) -> Stored:
         """A manifest with its bytes as they were pushed (OCI end-3). ManifestUnknown."""
         return await self._look(name, reference, self._get)
+
+    async def open(self, name: RepositoryName, reference: Reference) -> Stored:
+        """The same for sending: a large one comes with a reader, for clients that take long. ManifestUnknown."""
+        return await self._look(name, reference, self._open)
 
     async def for_platform(self, name: RepositoryName, tag: Tag, platform: tuple[str, str]) -> Stored:
         """What a client that knows no lists is given for a tag: of a Docker manifest list, one manifest of it.
@@ -230,6 +236,27 @@ class ManifestStore:
         except NotFound:
             return None
         return Stored(pointer.digest, self._media_type(canonical, content), len(content), content)
+
+    async def _open(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
+        canonical = await self._links.resolve(name, pointer.held)
+        media_type = self._types.get(canonical) if canonical is not None else None
+        if canonical is None or media_type is None or canonical not in self._large:
+            stored = await self._get(name, pointer)
+            if canonical is None or stored is None or stored.size <= _LARGE:
+                return stored
+            self._note_large(canonical)
+            media_type = stored.media_type
+        try:
+            reader = await self._driver.open(layout.blob(canonical))
+        except NotFound:
+            return None
+        return Stored(pointer.digest, media_type, reader.size, None, reader)
+
+    def _note_large(self, canonical: Digest) -> None:
+        """A manifest that is better not read as a whole, as far as a worker remembers."""
+        self._large[canonical] = None
+        while len(self._large) > _TYPES:
+            self._large.popitem(last=False)
 
     def _media_type(self, canonical: Digest, content: bytes) -> str:
         """What the bytes say they are; kept, because they cannot change."""

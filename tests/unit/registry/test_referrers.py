@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ async def test_repositories_do_not_share_referrers(parts: Parts) -> None:
     assert page == []
 
 
-LENIENT = {
+LENIENT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a layer without a type": lambda value: value | {"layers": [{"digest": str(SUBJECT), "size": 2}]},
     "a config without a size": lambda value: value | {"config": {"mediaType": "a/b", "digest": str(SUBJECT)}},
     "a subject that is a digest alone": lambda value: value | {"subject": {"digest": str(SUBJECT)}},
