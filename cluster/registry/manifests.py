@@ -83,8 +83,7 @@ class ManifestStore:
         self._referrers = referrers
         self._rules = rules or Rules()
         self._links = Links(driver, layout.revision_link)
-        self._types: OrderedDict[Digest, str] = OrderedDict()
-        self._large: OrderedDict[Digest, None] = OrderedDict()
+        self._types: OrderedDict[str, tuple[str, int]] = OrderedDict()  # media type and size, by hex of the sha256
 
     async def put(
         self,
@@ -218,57 +217,54 @@ class ManifestStore:
         found = await self._links.find(name, pointer.held)
         if found is None:
             return None
-        media_type = self._types.get(found.canonical)
-        if media_type is None:
-            return await self._get(name, pointer)
-        return Stored(pointer.digest, media_type, found.size, None)
+        known = self._types.get(found.canonical.encoded)
+        if known is None:
+            return await self._read(pointer.digest, found.canonical)
+        return Stored(pointer.digest, known[0], found.size, None)
 
     async def _get(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
         canonical = await self._links.resolve(name, pointer.held)
-        if canonical is None:
-            return None
-        path = layout.blob(canonical)
-        try:
-            # What has been served as a manifest before is none of those blobs that are too large to be read.
-            if canonical not in self._types and (size := await self._driver.size(path)) > LIMIT:
-                raise ManifestUnknown(f"{pointer.digest} is no manifest: it has {size} bytes")
-            content = await self._driver.read(path)
-        except NotFound:
-            return None
-        return Stored(pointer.digest, self._media_type(canonical, content), len(content), content)
+        return await self._read(pointer.digest, canonical) if canonical is not None else None
 
     async def _open(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
         canonical = await self._links.resolve(name, pointer.held)
-        media_type = self._types.get(canonical) if canonical is not None else None
-        if canonical is None or media_type is None or canonical not in self._large:
-            stored = await self._get(name, pointer)
-            if canonical is None or stored is None or stored.size <= _LARGE:
+        if canonical is None:
+            return None
+        known = self._types.get(canonical.encoded)
+        if known is None or known[1] <= _LARGE:
+            stored = await self._read(pointer.digest, canonical)
+            if stored is None or stored.size <= _LARGE:
                 return stored
-            self._note_large(canonical)
-            media_type = stored.media_type
+            known = stored.media_type, stored.size
         try:
             reader = await self._driver.open(layout.blob(canonical))
         except NotFound:
             return None
-        return Stored(pointer.digest, media_type, reader.size, None, reader)
+        return Stored(pointer.digest, known[0], reader.size, None, reader)
 
-    def _note_large(self, canonical: Digest) -> None:
-        """A manifest that is better not read as a whole, as far as a worker remembers."""
-        self._large[canonical] = None
-        while len(self._large) > _TYPES:
-            self._large.popitem(last=False)
+    async def _read(self, digest: Digest, canonical: Digest) -> Stored | None:
+        """A manifest that is linked, if its data is there. ManifestUnknown when that is none."""
+        known = self._types.get(canonical.encoded)
+        path = layout.blob(canonical)
+        try:
+            # What has been served as a manifest before is none of those blobs that are too large to be read.
+            if known is None and (size := await self._driver.size(path)) > LIMIT:
+                raise ManifestUnknown(f"{digest} is no manifest: it has {size} bytes")
+            content = await self._driver.read(path)
+        except NotFound:
+            return None
+        media_type = known[0] if known is not None else self._media_type(canonical, content)
+        return Stored(digest, media_type, len(content), content)
 
     def _media_type(self, canonical: Digest, content: bytes) -> str:
         """What the bytes say they are; kept, because they cannot change."""
-        media_type = self._types.get(canonical)
-        if media_type is None:
-            try:
-                media_type = stored_media_type(content)
-            except ManifestInvalid as error:
-                raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
-            self._types[canonical] = media_type
-            while len(self._types) > _TYPES:
-                self._types.popitem(last=False)
+        try:
+            media_type = stored_media_type(content)
+        except ManifestInvalid as error:
+            raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
+        self._types[canonical.encoded] = media_type, len(content)
+        while len(self._types) > _TYPES:
+            self._types.popitem(last=False)
         return media_type
 
     async def _check(self, name: RepositoryName, manifest: Manifest) -> None:

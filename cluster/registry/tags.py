@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
 from cluster.oci.digest import CANONICAL, Digest
@@ -43,8 +44,7 @@ class Precondition:
             raise PreconditionFailed({"current": str(current), "unwanted": sorted(self.none_match)})
 
 
-@dataclass(frozen=True, slots=True)
-class Pointer:
+class Pointer(NamedTuple):
     """What a tag says."""
 
     digest: Digest  # the manifest as the tag's writer named it

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
-from cluster.storage.threads import Tenure, Threads, translate
+from cluster.storage.threads import Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
 _LOCK_PAUSE = (0.002, 0.1)  # seconds between two tries: the first, the longest
@@ -116,8 +116,8 @@ class FilesystemDriver:
         if self._try_cached:
             try:
                 return cached.read_cached(full)
-            except FileNotFoundError as error:  # the kernel knows that it is not there: as good as a thread's word
-                raise translate(error) from error
+            except FileNotFoundError:  # the kernel knows that it is not there: as good as a thread's word
+                raise NotFound(path) from None
             except OSError:
                 pass
         return await self._threads.run(self._disk.read, full)
