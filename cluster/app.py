@@ -109,7 +109,8 @@ def create_app(config: Config, parts: Parts) -> Application:
         tell_clients="trustedproxies" in config.cluster.model_fields_set,
     )
     upload_urls = UploadUrls(urls, parts.secrets)
-    catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)
+    catalog, tags = Catalog(driver), TagStore(driver)
+    referrers = Referrers(driver, writable=not config.storage.maintenance.readonly.enabled)
     identity = parts.identity or identify(config, parts.secrets)
     blobs = BlobStore(driver, catalog, parts.state if _shares_descriptors(config) else None)
     uploads = UploadService(parts.uploads, blobs, hints=parts.state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
-from cluster.api.conditions import etag, is_not_modified
+from cluster.api.conditions import check_match, etag, is_not_modified
 from cluster.api.errors import Request, Response
 from cluster.api.guard import Guard
 from cluster.oci.digest import Digest
@@ -27,6 +27,7 @@ class BlobResource:
 
     async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
         content = await self._blobs.stat(RepositoryName.parse(name), Digest.parse(digest))
+        check_match(req, content.digest)
         tag = etag(content.digest)
         if is_not_modified(req, content.digest):
             resp.status = 304
@@ -39,11 +40,7 @@ class BlobResource:
             if header is not None and req.get_header("If-Range", default=tag) == tag:
                 spans = parse_range(header, content.size)
             await self._send(resp, content, spans)
-        # Last: a refusal must not be kept for a year.
-        resp.set_header("Docker-Content-Digest", str(content.digest))
-        resp.set_header("ETag", tag)
-        resp.set_header("Cache-Control", "max-age=31536000")
-        resp.set_header("Accept-Ranges", "bytes")
+        _describe(resp, content)
 
     on_head = on_get
 
@@ -69,6 +66,14 @@ class BlobResource:
                 resp.set_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
         resp.stream = stream
         resp.content_length = stream.length
+
+
+def _describe(resp: Response, content: Content) -> None:
+    """What may be kept for a year: said when nothing can be refused any more, or a cache would keep the refusal."""
+    resp.set_header("Docker-Content-Digest", str(content.digest))
+    resp.set_header("ETag", etag(content.digest))
+    resp.set_header("Cache-Control", "max-age=31536000")
+    resp.set_header("Accept-Ranges", "bytes")
 
 
 class Part:

@@ -8,8 +8,9 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _manifests/revisions/<alg>/<hex>/link                  the manifest is in this repository
         _manifests/tags/<tag>/current/link                     what the tag points to
         _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
+        _manifests/tags/<tag>/index/sha256/<hex>/_name         ours: the sha512 by which it was pointed there
         _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
-        _referrers/<alg>/<hex of the subject>/<alg>-<hex>      ours: descriptor of one referrer, as JSON
+        _referrers/<alg>/<hex of the subject>/sha256-<hex>     ours: descriptor of one referrer, as JSON
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
@@ -90,6 +91,15 @@ def tag_index_link(name: RepositoryName, tag: Tag, digest: Digest) -> str:
     return f"repositories/{name}/_manifests/tags/{tag}/index/{digest.algorithm}/{digest.encoded}/link"
 
 
+def tag_name(name: RepositoryName, tag: Tag, canonical: Digest) -> str:
+    """How the tag's writer named the manifest that is this sha256; missing where that was by sha256.
+
+    One file for each manifest that the tag has pointed to, so that it is there before the tag moves, and says
+    nothing any more once the tag points to something else. Distribution reads only `link` here.
+    """
+    return f"repositories/{name}/_manifests/tags/{tag}/index/{canonical.algorithm}/{canonical.encoded}/_name"
+
+
 def tag_lock(name: RepositoryName, tag: Tag) -> str:
     return f"repositories/{name}/_manifests/_locks/{tag}"
 
@@ -128,7 +138,7 @@ def referrer(name: RepositoryName, subject: Digest, digest: Digest) -> str:
 
 
 def seen(name: RepositoryName) -> str:
-    """One `<alg>-<hex>` a line. Two writers may lose each other's lines: then these are looked at again."""
+    """The hex of one sha256 a line. Two writers may lose each other's lines: then these are looked at again."""
     return f"repositories/{name}/_referrers/_seen"
 
 
