@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.errors import RangeInvalid, SizeInvalid, UploadInvalid
+from cluster.errors import RangeInvalid, SizeInvalid, UploadInvalid, UploadUnknown
 from cluster.oci.digest import ALGORITHMS, CANONICAL
 from cluster.oci.ranges import format_chunk_range, parse_chunk_range
 
@@ -104,3 +104,8 @@ def check_chunk(state: UploadState, extent: int, content_range: str | None, cont
 def wrong_offset(extent: int, why: str) -> RangeInvalid:
     """416 with the true `Range`, from which a client goes on."""
     return RangeInvalid(why, headers={"Range": format_chunk_range(extent)})
+
+
+def unknown(state: UploadState) -> UploadUnknown:
+    """404: storage has no such session any more."""
+    return UploadUnknown(f"{state.name} has no upload {state.uuid}: it was finished, cancelled or purged")

@@ -15,6 +15,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
         _uploads/<uuid>/_seg/...                               its bytes, where we took them (storage/segments.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
+        _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
     _cluster/secret                                            ours: the secret that a single node drew for itself
     _cluster/nodes/<name>                                      ours: the mark of a node (cluster/identity.py)
     _cluster/tmp/                                              ours: files on their way to their place

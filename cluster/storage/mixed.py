@@ -1,14 +1,15 @@
 """Upload sessions beside Distribution nodes on the same storage (`cluster.mixed`): all bytes are in `data`.
 
 For the time of a migration: Distribution reads nothing else. Bytes are written at explicit offsets and synced; a
-commit publishes a private copy that was hashed after it was made, so a late write reaches no blob of ours. Two
+commit publishes a private copy that was hashed after it was made, so a late write reaches no blob of ours. Digest
+states are put where Distribution finds them, and never taken from there: not all of its own are right. Two
 writers of one session are not fenced from each other, and Distribution's own commits are as safe as it is.
 """
 
 from __future__ import annotations
 
 from cluster.storage.driver import Observer, SegmentWriter
-from cluster.storage.segments import SegmentUploads
+from cluster.storage.segments import SHARED_STATES, SegmentUploads
 from cluster.storage.threads import Tenure
 
 
@@ -59,3 +60,8 @@ class MixedUploads(SegmentUploads):
         session = self._full(path)
         fd = await self.threads.open(self.disk.open_existing, self.disk.close, f"{session}/data")
         return _DataWriter(self, session, fd, offset, observe)
+
+    def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
+        super()._save_state(session, algorithm, offset, state)
+        # Where Distribution finds no state of exactly the size, its next one is of the new bytes alone.
+        self.put_state(session, SHARED_STATES, algorithm, offset, state)

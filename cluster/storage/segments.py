@@ -8,6 +8,8 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
     _seg/commit.<16 hex>           several segments on their way to being one blob
     data                           what Distribution took before it handed over, the segment at 0 (U11)
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
+    _states/<alg>/<offset>         the same where there is `data`: then Distribution may have written `hashstates`,
+                                   and it keeps a digest of other bytes there when it has no state to go on from
 
 `<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). Nothing here computes or compares digests.
 """
@@ -35,6 +37,7 @@ _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
 _WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the sync at the end finds few left
 _GONE = "_gone."
+SHARED_STATES, OWN_STATES = "hashstates", "_states"
 
 
 class Segment(NamedTuple):
@@ -323,31 +326,45 @@ class SegmentUploads:
             observe(piece)
 
     async def load_state(self, path: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        directory = f"{path}/hashstates/{algorithm}"
+        return await self.threads.run(self._load_state, self._full(path), algorithm, offset)
+
+    def _load_state(self, session: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
+        directory = f"{session}/{self._trusted_states(session)}/{algorithm}"
         try:  # nearly always there is one for this very offset
-            return offset, (await self._driver.read(f"{directory}/{offset}"))[:_STATE_LIMIT]
-        except NotFound:
+            return offset, self.disk.read(f"{directory}/{offset}")[:_STATE_LIMIT]
+        except FileNotFoundError:
             pass
         try:
-            names = await self.threads.run(self.disk.names, self._full(directory))
+            names = self.disk.names(directory)
             known = max(int(name) for name in names if name.isdecimal() and int(name) < offset)
-            return known, (await self._driver.read(f"{directory}/{known}"))[:_STATE_LIMIT]
-        except (NotFound, ValueError):
+            return known, self.disk.read(f"{directory}/{known}")[:_STATE_LIMIT]
+        except (FileNotFoundError, ValueError):
             return None
+
+    def _trusted_states(self, session: str) -> str:
+        """Where the states of this session are that nobody but us has written."""
+        try:
+            self.disk.status(f"{session}/data")
+        except FileNotFoundError:
+            return SHARED_STATES  # a session of ours: Distribution finds nothing in it to go on from
+        return OWN_STATES
 
     async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
         await self.threads.run(self._save_state, self._full(path), algorithm, offset, state)
 
     def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
+        self.put_state(session, self._trusted_states(session), algorithm, offset, state)
+
+    def put_state(self, session: str, states: str, algorithm: str, offset: int, state: bytes) -> None:
+        """Keep a state in the directory `states` of a session; nothing happens where the session is gone."""
         # Not synced: a state that a loss of power leaves empty or short is not taken for one, and is made again.
-        for directory in ("hashstates", f"hashstates/{algorithm}"):
+        for directory in (states, f"{states}/{algorithm}"):
             try:
                 self.disk.mkdir(f"{session}/{directory}")
             except FileExistsError:
                 pass
             except FileNotFoundError:  # the session has ended; it must not come back (J5)
                 return
-        path = f"{session}/hashstates/{algorithm}/{offset}"
         temporary = self._driver.temporary()
         fd = self.disk.create(temporary)
         try:
@@ -355,7 +372,7 @@ class SegmentUploads:
         finally:
             self.disk.close(fd)
         try:
-            self.disk.rename(temporary, path)
+            self.disk.rename(temporary, f"{session}/{states}/{algorithm}/{offset}")
         except FileNotFoundError:
             self.drop(temporary)
 

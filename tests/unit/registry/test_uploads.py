@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cluster.errors import BlobUnknown, DigestInvalid, RangeInvalid, SizeInvalid, UploadUnknown
-from cluster.oci.digest import Digest
+from cluster.oci.digest import Digest, new_hasher
 from cluster.oci.upload import UploadState
 from cluster.registry.uploads import Body
 from cluster.storage import layout
-from cluster.storage.driver import NotFound
+from cluster.storage.driver import NotFound, StorageFull
 from tests.unit.registry.parts import NAME, Parts, body
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +120,60 @@ async def test_a_lost_or_broken_state_costs_a_read_and_nothing_else(lost: list[i
     state = await parts.uploads.append(state, body(CONTENT[1000:]))
     await parts.uploads.finish(state, DIGEST, body())
     assert parts.replayed == (1000 if 1000 in lost else 0)
+
+
+def state_of(content: bytes, size: int, algorithm: str = "sha256") -> bytes:
+    """A good state of `size` bytes, of this content over and over."""
+    hasher = new_hasher(algorithm)
+    hasher.update((content * (size // len(content) + 1))[:size])
+    saved = hasher.state()
+    assert saved is not None
+    return saved
+
+
+@pytest.mark.parametrize("last", [b"", CONTENT[1000:]])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_no_state_that_is_wrong_refuses_bytes_that_are_right(algorithm: str, last: bytes) -> None:
+    parts = Watched()
+    content = CONTENT[:1000] + last
+    state = await begin(parts, CONTENT[:1000], algorithm=algorithm)
+    session = parts.sessions.session(layout.upload(NAME, state.uuid))
+    for name, offset in list(session.states):
+        session.states[name, offset] = state_of(b"other bytes", offset, name)
+    blob = await parts.uploads.finish(state, Digest.of(content, algorithm), body(last))
+    assert blob.canonical == Digest.of(content)
+    assert await parts.bytes_of(blob) == content
+    assert parts.replayed == len(content)
+
+
+async def test_a_state_that_was_found_wrong_is_put_right() -> None:
+    parts = Watched()
+    state = await begin(parts, CONTENT)
+    session = parts.sessions.session(layout.upload(NAME, state.uuid))
+    right = session.states["sha256", len(CONTENT)]
+    session.states["sha256", len(CONTENT)] = state_of(b"other bytes", len(CONTENT))
+    commit = parts.sessions.commit
+
+    async def fail(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    parts.sessions.commit = fail  # type: ignore[method-assign]
+    with pytest.raises(StorageFull):
+        await parts.uploads.finish(state, DIGEST, body())
+    assert session.states["sha256", len(CONTENT)] == right
+    parts.sessions.commit = commit  # type: ignore[method-assign]
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == len(CONTENT)
+
+
+async def test_a_body_that_is_not_whole_leaves_its_digest_state_too() -> None:
+    parts = Watched()
+    state = await begin(parts, CONTENT[:7])
+    with pytest.raises(SizeInvalid):
+        await parts.uploads.append(state, body(CONTENT[7:500], breaks=True))
+    state = await parts.uploads.append(await parts.uploads.status(state), body(CONTENT[500:]))
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == 0
 
 
 # Offsets

@@ -246,6 +246,21 @@ async def test_late_bytes_of_distribution_reach_neither_the_session_nor_the_blob
     assert (tmp_path / BLOB).read_bytes() == b"theirs, ours"
 
 
+async def test_states_beside_the_data_of_distribution_are_ours_alone(
+    tmp_path: Path, uploads: SegmentUploads
+) -> None:
+    """Without a state of exactly the size, Distribution keeps one of the new bytes, named by their number."""
+    begin_as_distribution(tmp_path, b"theirs, ")
+    theirs = tmp_path / SESSION / "hashstates" / "sha256"
+    for offset in (3, 8, 12):
+        (theirs / str(offset)).write_bytes(b"of other bytes")
+    assert await uploads.load_state(SESSION, "sha256", 12) is None
+    await uploads.save_state(SESSION, "sha256", 8, b"ours")
+    assert await uploads.load_state(SESSION, "sha256", 8) == (8, b"ours")
+    assert await uploads.load_state(SESSION, "sha256", 12) == (8, b"ours")
+    assert (theirs / "8").read_bytes() == b"of other bytes"
+
+
 # Small things
 
 
