@@ -280,9 +280,27 @@ class SegmentUploads:
         except FileExistsError:
             pass
 
+    def published(self, session: str) -> list[int]:
+        """Where the published segments begin."""
+        try:
+            names = self.disk.names(f"{session}/_seg")
+        except FileNotFoundError:
+            return []
+        return [int(name) for name in names if _PUBLISHED.fullmatch(name)]
+
+    def _has_outgrown(self, session: str, offset: int) -> bool:
+        """Whether `data`, behind which nothing is published yet, has become longer than this (U11)."""
+        try:
+            size = self.disk.status(f"{session}/data").size
+        except FileNotFoundError:
+            return False
+        return size > offset and min(self.published(session), default=size) > offset
+
     def publish(self, session: str, path: str, offset: int) -> None:
         """Give a sealed file its offset; the one operation that only one writer can win (U2)."""
         directory = f"{session}/_seg"
+        if self._has_outgrown(session, offset):
+            raise OffsetTaken(f"another registry has stored bytes behind {offset}")
         try:
             self.disk.link(path, f"{directory}/{offset:020d}")
         except FileExistsError:
