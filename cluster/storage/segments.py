@@ -227,14 +227,15 @@ class SegmentUploads:
         self.drop(path)
         return True
 
-    def _is_abandoned(self, path: str) -> bool:
-        fd = self.disk.open(path)
+    def _is_abandoned(self, path: str, *, when_unknown: bool = False) -> bool:
+        """Whether the lock of a private file is free; `when_unknown`: what to say where that cannot be asked."""
+        fd = self.disk.open_to_lock(path)
         try:
             return self.disk.try_lock(fd)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            return False  # NFS locks only what is open for writing, and that nobody but the writer may do (U1)
+            return when_unknown  # NFS, and a file that may only be read
         finally:
             self.disk.close(fd)
 
@@ -483,9 +484,10 @@ class SegmentUploads:
         return newest
 
     def _has_writer(self, session: str) -> bool:
+        """Of a session that has been idle: what cannot be asked is no reason to keep it for ever."""
         try:
             names = self.disk.names(f"{session}/_seg")
         except FileNotFoundError:
             return False
         private = [name for name in names if not _PUBLISHED.fullmatch(name)]
-        return not all(self._is_abandoned(f"{session}/_seg/{name}") for name in private)
+        return not all(self._is_abandoned(f"{session}/_seg/{name}", when_unknown=True) for name in private)

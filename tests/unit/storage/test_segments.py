@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,6 +204,48 @@ async def test_a_writer_that_is_taken_for_dead_while_it_seals_is_refused_and_not
         await add(slow, 0, b"bytes")
     assert asked == [5]
     assert await content(uploads) == b"bytes"
+
+
+class NfsDisk(Disk):
+    """Locks as Linux has them on NFS: an exclusive one needs a descriptor that might write."""
+
+    def try_lock(self, fd: int) -> bool:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return super().try_lock(fd)
+
+
+class ForeignDisk(NfsDisk):
+    """There, the files of others may only be read."""
+
+    def open_to_lock(self, path: str) -> int:
+        return self.open(path)
+
+
+def on(disk: Disk, root: Path, threads: Threads) -> SegmentUploads:
+    return SegmentUploads(str(root), FilesystemDriver(str(root), threads, disk), threads, disk)
+
+
+async def test_what_a_dead_writer_left_is_taken_over_on_nfs(tmp_path: Path, threads: Threads) -> None:
+    uploads = on(NfsDisk(), tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    with writer_process(tmp_path, 0, 1000) as process:
+        assert await uploads.extent(SESSION) == 0
+        assert not await uploads.purge(SESSION, 1e12), "its writer is alive"
+        process.kill()
+        process.wait(30)
+        assert await uploads.extent(SESSION) == 1000
+
+
+async def test_a_lock_that_cannot_be_asked_for_keeps_a_status_away_and_no_purger(
+    tmp_path: Path, threads: Threads
+) -> None:
+    uploads = on(ForeignDisk(), tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    (tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes(b"of a writer that may live")
+    assert await uploads.extent(SESSION) == 0
+    assert not await uploads.purge(SESSION, time.time() - 100)
+    assert await uploads.purge(SESSION, 1e12)
 
 
 # U11
