@@ -5,6 +5,7 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
 
     _seg/<offset>                  a published segment: sealed, read-only, begins at this byte (20 digits)
     _seg/<offset>.<16 hex>         private to the writer that holds its lock; free lock: its writer died (U4)
+    _seg/commit                    locked by whoever makes several segments one blob; saves others the same copy
     _seg/commit.<16 hex>           several segments on their way to being one blob
     data                           what Distribution took before it handed over, the segment at 0 (U11)
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
@@ -27,7 +28,7 @@ from typing import NamedTuple
 
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken, SegmentWriter
+from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -123,7 +124,17 @@ class _Writer:
 class SegmentUploads:
     """The Uploads port beside a FilesystemDriver, on the same root."""
 
-    def __init__(self, root: str, driver: FilesystemDriver, threads: Threads, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        driver: FilesystemDriver,
+        threads: Threads,
+        disk: Disk | None = None,
+        *,
+        patience: float = 30.0,
+    ) -> None:
+        """`patience`: seconds to wait for another commit of the same session that copies."""
+        self._patience = patience
         self._root = root.rstrip("/")
         self._driver = driver
         self.threads = threads
@@ -208,13 +219,28 @@ class SegmentUploads:
             yield Segment(f"{session}/data", 0, size, False)
 
     def _adopt(self, session: str, path: str, offset: int) -> bool:
-        """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
+        """Publish a copy of what a dead writer left; False when there is nothing, or its lock is held."""
         try:
-            size = self.disk.status(path).size
-            if not size or not self._is_abandoned(path):
-                return False
+            fd = self._seize(path)
         except FileNotFoundError:  # its writer, or another adopter, was first
             return True
+        if fd is None:
+            return False
+        try:
+            # Held to the end, so that others leave alone what is being copied, and a purger sees it as alive. Who
+            # asks meanwhile is told where the copy will begin, and at the worst sends some of these bytes again.
+            return self._copy_left(session, path, offset)
+        finally:
+            self.disk.close(fd)
+
+    def _copy_left(self, session: str, path: str, offset: int) -> bool:
+        """What `_adopt` does, whose lock is held."""
+        try:
+            size = self.disk.status(path).size
+        except FileNotFoundError:  # adopted since it was opened
+            return True
+        if not size:
+            return False
         # A copy: the lock may be free because its stopped writer lost it, and that writer may yet wake.
         copy, fd = self._private(session, f"{offset:020d}")
         try:
@@ -227,17 +253,32 @@ class SegmentUploads:
         self.drop(path)
         return True
 
-    def _is_abandoned(self, path: str, *, when_unknown: bool = False) -> bool:
-        """Whether the lock of a private file is free; `when_unknown`: what to say where that cannot be asked."""
+    def _seize(self, path: str, *, when_unknown: bool = False) -> int | None:
+        """The descriptor of a private file whose lock was free, and is ours now; None when somebody holds it.
+
+        `when_unknown`: whether it counts as free where that cannot be asked.
+        """
         fd = self.disk.open_to_lock(path)
         try:
-            return self.disk.try_lock(fd)
+            is_free = self.disk.try_lock(fd)
         except OSError as error:
             if error.errno != errno.EBADF:
+                self.disk.close(fd)
                 raise
-            return when_unknown  # NFS, and a file that may only be read
-        finally:
+            is_free = when_unknown  # NFS, and a file that may only be read
+        if not is_free:
             self.disk.close(fd)
+            return None
+        return fd
+
+    def _is_abandoned(self, path: str) -> bool:
+        """Whether the lock is free, as far as can be told, of what is old enough to be purged."""
+        # What cannot be asked is no reason to keep a session for ever.
+        fd = self._seize(path, when_unknown=True)
+        if fd is None:
+            return False
+        self.disk.close(fd)
+        return True
 
     def _copy_and_close(self, segments: list[Segment], fd: int) -> None:
         """Fill a private file and seal it."""
@@ -396,14 +437,45 @@ class SegmentUploads:
             self.drop(temporary)
 
     async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
-        await self.threads.run_long(self._commit, self._full(path), size, self._full(target), digest)
+        session, blob = self._full(path), self._full(target)
+        if not await self.threads.run_long(self._link_one, session, size, blob):
+            await self._commit_alone(session, size, blob, digest)
 
-    def _commit(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+    async def _commit_alone(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+        """One copy at a time: whoever waited for another one finds the blob."""
+        try:
+            async with self._driver.hold(self._open_commit, session, self._patience):
+                await self.threads.run_long(self._commit, session, size, target, digest)
+        except LockTimeout:  # its holder may be stopped; nothing but work is saved by the lock: go on without
+            await self.threads.run_long(self._commit, session, size, target, digest)
+
+    def _open_commit(self, session: str) -> int:
+        """The lock of those who commit several segments. FileNotFoundError: the session is gone."""
+        while True:
+            try:
+                return self.disk.open_lock(f"{session}/_seg/commit")
+            except FileNotFoundError:
+                self._take_over(session)
+
+    def _link_one(self, session: str, size: int, target: str) -> bool:
+        """Commit a session that is one sealed segment; False for any other."""
+        segments = self._whole(session, size)
+        if len(segments) != 1 or not segments[0].sealed:
+            return False
+        self._link_blob(segments[0].path, size, target)
+        return True
+
+    def _whole(self, session: str, size: int) -> list[Segment]:
+        """The segments, which must have this size."""
         segments = self._chain(session).segments
         if sum(segment.size for segment in segments) != size:
             raise NotFound(f"the upload no longer holds exactly {size} bytes")
-        if len(segments) == 1 and segments[0].sealed:
-            self._link_blob(segments[0].path, size, target)
+        return segments
+
+    def _commit(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+        """Several segments, or some that are not sealed: by a copy."""
+        segments = self._whole(session, size)
+        if self._settle_blob(target, size):
             return
         whole, fd = self._private(session, "commit")
         try:
@@ -413,6 +485,18 @@ class SegmentUploads:
             self._link_blob(whole, size, target)
         finally:
             self.drop(whole)
+
+    def _settle_blob(self, target: str, size: int) -> bool:
+        """Whether the blob is there, with this size; then it is durable, whoever made it."""
+        try:
+            if self.disk.status(target).size != size:
+                return False
+            self.disk.sync_path(target)
+        except FileNotFoundError:
+            return False
+        self._driver.directories.ensure(os.path.dirname(target))
+        self.disk.sync_path(os.path.dirname(target))
+        return True
 
     def _verify(self, path: str, size: int, digest: Digest) -> None:
         """Changed when a copy of bytes that were not sealed is no longer what was hashed."""
@@ -426,12 +510,11 @@ class SegmentUploads:
         try:
             self._link_new(source, target)
         except FileExistsError:
-            if self.disk.status(target).size != size:  # not of ours: a crash of something else cut it
-                temporary = self._driver.temporary()
-                self.disk.link(source, temporary)
-                self.disk.rename(temporary, target)
-            else:
-                self.disk.sync_path(target)
+            if self._settle_blob(target, size):
+                return
+            temporary = self._driver.temporary()  # not of ours: a crash of something else cut it
+            self.disk.link(source, temporary)
+            self.disk.rename(temporary, target)
         self.disk.sync_path(os.path.dirname(target))
 
     def _link_new(self, source: str, target: str) -> None:
@@ -484,10 +567,9 @@ class SegmentUploads:
         return newest
 
     def _has_writer(self, session: str) -> bool:
-        """Of a session that has been idle: what cannot be asked is no reason to keep it for ever."""
         try:
             names = self.disk.names(f"{session}/_seg")
         except FileNotFoundError:
             return False
         private = [name for name in names if not _PUBLISHED.fullmatch(name)]
-        return not all(self._is_abandoned(f"{session}/_seg/{name}", when_unknown=True) for name in private)
+        return not all(self._is_abandoned(f"{session}/_seg/{name}") for name in private)

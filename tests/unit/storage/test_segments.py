@@ -248,6 +248,75 @@ async def test_a_lock_that_cannot_be_asked_for_keeps_a_status_away_and_no_purger
     assert await uploads.purge(SESSION, 1e12)
 
 
+class CopyingDisk(Disk):
+    """Copies take until they are let go on; counts them."""
+
+    def __init__(self) -> None:
+        self.copies = 0
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def copy(self, source: str, fd: int, size: int) -> None:
+        self.copies += 1
+        self.begun.set()
+        assert self.go_on.wait(10)
+        super().copy(source, fd, size)
+
+
+async def test_what_a_dead_writer_left_is_copied_once_however_many_ask(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    uploads = on(disk, tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    await asyncio.to_thread((tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes, b"left behind")
+    first = asyncio.create_task(uploads.extent(SESSION))
+    await asyncio.to_thread(disk.begun.wait, 10)
+    assert [await on(disk, tmp_path, threads).extent(SESSION) for _ in range(5)] == [0] * 5
+    assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
+    disk.go_on.set()
+    assert (await first, await uploads.extent(SESSION), disk.copies) == (11, 11, 1)
+    assert private_files(tmp_path) == []
+
+
+async def begin_two_segments(uploads: SegmentUploads) -> None:
+    await uploads.create(SESSION, STARTED)
+    await add(uploads, 0, b"one, ")
+    await add(uploads, 5, b"two")
+
+
+async def test_a_commit_that_is_repeated_while_it_copies_copies_once(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    await begin_two_segments(on(disk, tmp_path, threads))
+    commits = [asyncio.create_task(on(disk, tmp_path, threads).commit(SESSION, 8, BLOB)) for _ in range(5)]
+    await asyncio.to_thread(disk.begun.wait, 10)
+    await asyncio.sleep(0.1)
+    disk.go_on.set()
+    await asyncio.gather(*commits)
+    assert disk.copies == 2  # of the two segments
+    assert (tmp_path / BLOB).read_bytes() == b"one, two"
+
+
+async def test_a_commit_whose_lock_somebody_holds_for_ever_goes_on_without(
+    tmp_path: Path, threads: Threads
+) -> None:
+    uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads, patience=0.1)
+    await begin_two_segments(uploads)
+    with (tmp_path / SESSION / "_seg" / "commit").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        await uploads.commit(SESSION, 8, BLOB)
+        assert (tmp_path / BLOB).read_bytes() == b"one, two"
+        assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
+    assert await uploads.purge(SESSION, 1e12)
+
+
+async def test_a_commit_of_what_is_there_already_copies_nothing(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    uploads = on(disk, tmp_path, threads)
+    await begin_two_segments(uploads)
+    (tmp_path / BLOB).parent.mkdir(parents=True)
+    (tmp_path / BLOB).write_bytes(b"one, two")
+    await uploads.commit(SESSION, 8, BLOB)
+    assert disk.copies == 0
+
+
 # U11
 
 
