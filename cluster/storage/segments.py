@@ -356,9 +356,11 @@ class SegmentUploads:
 
     def settle(self, session: str) -> None:
         """Make the session itself durable: what it holds is about to be acknowledged."""
+        parent = os.path.dirname(session)
         self.disk.sync_path(f"{session}/startedat")
         self.disk.sync_path(session)
-        self.disk.sync_path(os.path.dirname(session))
+        self.disk.sync_path(parent)
+        self._driver.directories.ensure(parent)  # Distribution may have made those above, and syncs none of them
 
     def drop(self, path: str) -> None:
         """Remove a private file; the purger finds it otherwise."""
