@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from cluster.errors import DigestInvalid
+from cluster.errors import DigestInvalid, StorageError
 from cluster.oci.digest import CANONICAL, Digest, Hasher, new_hasher, restore_hasher
 from cluster.oci.upload import UploadState, unknown
 from cluster.state.store import UploadHint, UploadHints
@@ -87,8 +87,12 @@ class DigestStates:
         """Put the digests so far aside, on storage and as a hint: whoever finishes need not read the bytes."""
         found = {name: hasher.state() for name, hasher in hashers.items()}
         states = {name: digest_state for name, digest_state in found.items() if digest_state is not None}
-        for algorithm, digest_state in states.items():
-            await self._uploads.save_state(self._path, algorithm, offset, digest_state)
+        try:
+            for algorithm, digest_state in states.items():
+                await self._uploads.save_state(self._path, algorithm, offset, digest_state)
+        except StorageError as error:
+            # What came is stored, and says so to the client; without the state somebody reads it once more.
+            _log.warning("upload %s: no digest state of its first %d bytes: %s", self._state.uuid, offset, error)
         if states and self._hints is not None:
             await self._hints.save_hint(self._state.uuid, UploadHint(offset, states))
 

@@ -428,15 +428,18 @@ class SegmentUploads:
             except FileNotFoundError:  # the session has ended; it must not come back (J5)
                 return
         temporary = self._driver.temporary()
-        fd = self.disk.create(temporary)
         try:
-            self.disk.write(fd, state)
-        finally:
-            self.disk.close(fd)
-        try:
+            fd = self.disk.create(temporary)
+            try:
+                self.disk.write(fd, state)
+            finally:
+                self.disk.close(fd)
             self.disk.rename(temporary, f"{session}/{states}/{algorithm}/{offset}")
-        except FileNotFoundError:
+        except FileNotFoundError:  # as above
             self.drop(temporary)
+        except OSError:
+            self.drop(temporary)
+            raise
 
     async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
         session, blob = self._full(path), self._full(target)

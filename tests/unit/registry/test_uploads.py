@@ -176,6 +176,19 @@ async def test_a_body_that_is_not_whole_leaves_its_digest_state_too() -> None:
     assert parts.replayed == 0
 
 
+async def test_a_state_that_cannot_be_put_aside_refuses_no_chunk() -> None:
+    parts = Watched()
+
+    async def fail(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    parts.sessions.save_state = fail  # type: ignore[method-assign]
+    state = await begin(parts, CONTENT[:1000], CONTENT[1000:])
+    assert state.offset == len(CONTENT)
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == 1000 + len(CONTENT)
+
+
 # Offsets
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import NotFound, OffsetTaken
+from cluster.storage.driver import NotFound, OffsetTaken, StorageFull
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
@@ -373,6 +374,20 @@ async def test_states_beside_the_data_of_distribution_are_ours_alone(
     assert await uploads.load_state(SESSION, "sha256", 8) == (8, b"ours")
     assert await uploads.load_state(SESSION, "sha256", 12) == (8, b"ours")
     assert (theirs / "8").read_bytes() == b"of other bytes"
+
+
+class FullDisk(Disk):
+    def write(self, fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_a_state_for_which_there_is_no_room_leaves_no_temporary_file(
+    tmp_path: Path, threads: Threads, uploads: SegmentUploads
+) -> None:
+    await uploads.create(SESSION, STARTED)
+    with pytest.raises(StorageFull):
+        await on(FullDisk(), tmp_path, threads).save_state(SESSION, "sha256", 4, b"four")
+    assert os.listdir(tmp_path / layout.TEMPORARY) == []
 
 
 # Small things
