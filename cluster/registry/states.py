@@ -31,6 +31,8 @@ class DigestStates:
         self._hints = hints
         self._state = state
         self._path = path
+        self._hint: UploadHint | None = None
+        self._was_asked = False
 
     async def hasher(self, algorithm: str, offset: int) -> Hasher:
         """One that has seen the first `offset` bytes: from the newest state, plus what it lacks. UploadUnknown."""
@@ -101,7 +103,14 @@ class DigestStates:
         found = await self._uploads.load_state(self._path, algorithm, offset)
         if self._hints is None or (found is not None and found[0] == offset):
             return found
-        hint = await self._hints.load_hint(self._state.uuid)
+        hint = await self._load_hint(self._hints)
         if hint is None or algorithm not in hint.states or not (found[0] if found else 0) < hint.offset <= offset:
             return found
         return hint.offset, hint.states[algorithm]
+
+    async def _load_hint(self, hints: UploadHints) -> UploadHint | None:
+        """Once for a request: that is how long it may wait for shared state (promise P4)."""
+        if not self._was_asked:
+            self._was_asked = True
+            self._hint = await hints.load_hint(self._state.uuid)
+        return self._hint

@@ -11,7 +11,8 @@ import pytest
 from cluster.errors import BlobUnknown, DigestInvalid, RangeInvalid, SizeInvalid, UploadUnknown
 from cluster.oci.digest import Digest, new_hasher
 from cluster.oci.upload import UploadState
-from cluster.registry.uploads import Body
+from cluster.registry.uploads import Body, UploadService
+from cluster.state.store import UploadHint
 from cluster.storage import layout
 from cluster.storage.driver import NotFound, StorageFull
 from tests.unit.registry.parts import NAME, Parts, body
@@ -187,6 +188,38 @@ async def test_a_state_that_cannot_be_put_aside_refuses_no_chunk() -> None:
     assert state.offset == len(CONTENT)
     await parts.uploads.finish(state, DIGEST, body())
     assert parts.replayed == 1000 + len(CONTENT)
+
+
+class CountedHints:
+    """A store that knows nothing, and is asked for it."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    async def save_hint(self, uuid: str, hint: UploadHint) -> None:
+        pass
+
+    async def load_hint(self, uuid: str) -> UploadHint | None:
+        self.loads += 1
+        return None
+
+    async def drop_hint(self, uuid: str) -> None:
+        pass
+
+
+async def test_a_request_asks_for_the_hint_once_at_most(parts: Parts) -> None:
+    hints = CountedHints()
+    uploads = UploadService(parts.sessions, parts.blobs, hints=hints)
+    state = await uploads.start(NAME, "sha512")
+    state = await uploads.append(state, body(CONTENT[:9]))
+    states = parts.sessions.session(layout.upload(NAME, state.uuid)).states
+    assert hints.loads == 0
+    states.clear()
+    state = await uploads.append(state, body(CONTENT[9:99]))
+    assert hints.loads == 1
+    states.clear()
+    await uploads.finish(state, Digest.of(CONTENT, "sha512"), body(CONTENT[99:]))
+    assert hints.loads == 2
 
 
 # Offsets
