@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid
 from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName
-from cluster.oci.upload import UploadState, check_chunk, unknown, wrong_offset
+from cluster.oci.upload import UploadState, check_chunk, differs, unknown, wrong_offset
 from cluster.registry.blobs import BlobStore
 from cluster.registry.links import Content
 from cluster.registry.states import DigestStates, Hashers
@@ -167,7 +167,7 @@ class UploadService:
         except NotFound:
             raise unknown(state) from None
         try:
-            short = await _pump(body, writer)
+            short = await _pump(body, writer) or differs(body.content_range, writer.size)
             await writer.seal()
         except OffsetTaken:
             raise wrong_offset(await self._extent(state), "another request has stored this chunk") from None

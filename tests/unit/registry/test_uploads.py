@@ -269,6 +269,23 @@ async def test_of_two_writers_one_is_refused_and_the_bytes_are_one_writers(parts
 # Bodies that are not whole (U8)
 
 
+@pytest.mark.parametrize(("size", "finishes"), [(3, False), (6, False), (3, True), (6, True)])
+async def test_a_body_without_a_length_has_the_size_of_its_content_range(
+    parts: Parts, size: int, finishes: bool
+) -> None:
+    state = await begin(parts, b"12345")
+    chunk = body(b"67890x"[:size], length=None, content_range="5-9")
+    with pytest.raises(SizeInvalid):
+        if finishes:
+            await parts.uploads.finish(state, Digest.of(b"1234567890"), chunk)
+        else:
+            await parts.uploads.append(state, chunk)
+    assert (await parts.uploads.status(state)).offset == 5 + size
+    right = await begin(parts, b"12345")
+    right = await parts.uploads.append(right, body(b"67890", length=None, content_range="5-9"))
+    assert right.offset == 10
+
+
 @pytest.mark.parametrize("cut", ["breaks", "is shorter", "is longer"])
 async def test_a_body_that_is_not_whole_is_kept_and_not_acknowledged(parts: Parts, cut: str) -> None:
     state = await begin(parts, b"12345")
