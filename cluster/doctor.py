@@ -1,4 +1,4 @@
-"""Do the nodes of a cluster agree: on their keys, their storage, their Redis, their clocks and versions?
+"""Do the nodes of a cluster agree: on their keys, their storage, their Redis, their clocks, versions and `mixed`?
 
 Asked by `registry-cluster doctor`, and by every node at its start, which refuses to start when it could not work
 with a node that answers. One that cannot be reached is no reason, nor is anything about Redis; a node that serves
@@ -155,7 +155,8 @@ def compare(
             finding.refusals += _compare_storage(directory, finding.name, finding.node)
         if finding.clock > _CLOCK:
             finding.warnings.append(f"its clock differs by {finding.clock:.0f} s")
-        finding.warnings += [*_compare_versions(me, finding.node), *_compare_redis(heartbeats, finding)]
+        finding.warnings += [*_compare_versions(me, finding.node), *_compare_mixed(me, finding.node)]
+        finding.warnings += _compare_redis(heartbeats, finding)
     return findings
 
 
@@ -230,6 +231,15 @@ def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[st
 def _compare_versions(me: Identity, node: dict[str, Any]) -> list[str]:
     theirs = node.get("version")
     return [] if theirs == me.version else [f"it runs version {theirs}, this node {me.version}"]
+
+
+def _compare_mixed(me: Identity, node: dict[str, Any]) -> list[str]:
+    """Our nodes may differ while the setting goes over them; Distribution finds the uploads of one kind only."""
+    theirs = node.get("mixed", me.mixed)
+    if theirs == me.mixed:
+        return []
+    with_it, without = ("it has", "this node has not") if theirs else ("this node has", "it has not")
+    return [f"{with_it} cluster.mixed, {without}: Distribution nodes must not serve now"]
 
 
 def _compare_redis(heartbeats: Heartbeats | None, finding: Finding) -> list[str]:

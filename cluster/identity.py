@@ -33,6 +33,7 @@ class Identity:
     signs: str  # fingerprint of the key that signs its uploads
     accepts: tuple[str, ...]  # fingerprints of all keys that it takes
     started: float  # seconds since the epoch
+    mixed: bool = False  # whether it keeps uploads where Distribution finds them
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; with the clock, which is asked at the moment of the answer."""
@@ -43,7 +44,8 @@ def identify(config: Config, keys: Sequence[bytes]) -> Identity:
     """The identity of a node that starts now."""
     fingerprints = tuple(fingerprint(key) for key in keys)
     mark = secrets.token_hex(16)
-    return Identity(node_name(config), __version__, mark, fingerprints[0], fingerprints, time.time())
+    name, mixed = node_name(config), config.cluster.mixed
+    return Identity(name, __version__, mark, fingerprints[0], fingerprints, time.time(), mixed)
 
 
 def node_name(config: Config) -> str:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.errors import RangeInvalid, SizeInvalid, UploadInvalid
+from cluster.errors import RangeInvalid, SizeInvalid, UploadInvalid, UploadUnknown
 from cluster.oci.digest import ALGORITHMS, CANONICAL
 from cluster.oci.ranges import format_chunk_range, parse_chunk_range
 
@@ -101,6 +101,22 @@ def check_chunk(state: UploadState, extent: int, content_range: str | None, cont
         raise SizeInvalid(f"Content-Range {content_range} is {stop - start} bytes, Content-Length {content_length}")
 
 
+def differs(content_range: str | None, size: int) -> str | None:
+    """Why a body of `size` bytes is not the chunk that its `Content-Range` said; None when it is.
+
+    For after the body, whose length may not have been known before; the header has passed `check_chunk`.
+    """
+    if content_range is None:
+        return None
+    start, stop = parse_chunk_range(content_range)
+    return None if stop - start == size else f"the body has {size} bytes, Content-Range is {content_range}"
+
+
 def wrong_offset(extent: int, why: str) -> RangeInvalid:
     """416 with the true `Range`, from which a client goes on."""
     return RangeInvalid(why, headers={"Range": format_chunk_range(extent)})
+
+
+def unknown(state: UploadState) -> UploadUnknown:
+    """404: storage has no such session any more."""
+    return UploadUnknown(f"{state.name} has no upload {state.uuid}: it was finished, cancelled or purged")

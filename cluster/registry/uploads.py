@@ -11,19 +11,18 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid, UploadUnknown
-from cluster.oci.digest import CANONICAL, Digest, Hasher, new_hasher, restore_hasher
+from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid
+from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName
-from cluster.oci.upload import UploadState, check_chunk, wrong_offset
+from cluster.oci.upload import UploadState, check_chunk, differs, unknown, wrong_offset
 from cluster.registry.blobs import BlobStore
 from cluster.registry.links import Content
-from cluster.state.store import UploadHint, UploadHints
+from cluster.registry.states import DigestStates, Hashers
+from cluster.state.store import UploadHints
 from cluster.storage import layout
 from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, Uploads
 
 _BATCH = 64 * 1024  # bytes to gather, from clients that send little at a time, before they are stored
-
-Hashers = dict[str, Hasher]
 
 
 class BodyEnded(Exception):
@@ -76,8 +75,9 @@ class UploadService:
     async def append(self, state: UploadState, body: Body) -> UploadState:
         """Store a chunk (OCI end-5). RangeInvalid with the true range, SizeInvalid, UploadUnknown."""
         check_chunk(state, await self._extent(state), body.content_range, body.length)
-        end, hashers = await self._store(state, body)
-        await self._save_states(state, end, hashers)
+        states = self._states(state)
+        end, hashers = await self._store(state, body, states)
+        await states.save(end, hashers)
         return state.at(end)
 
     async def finish(self, state: UploadState, digest: Digest, body: Body) -> Content:
@@ -108,26 +108,22 @@ class UploadService:
     async def cancel(self, state: UploadState) -> None:
         """End the session (OCI end-14). UploadUnknown when it has ended."""
         if not await self._end(state):
-            raise _unknown(state)
+            raise unknown(state)
 
     async def _finish(self, state: UploadState, digest: Digest, body: Body) -> Content:
         size = await self._extent(state)
+        states = self._states(state)
         hashers: Hashers = {}
         if not body.is_empty:
             try:
                 check_chunk(state, size, body.content_range, body.length)
-                size, hashers = await self._store(state, body)
+                size, hashers = await self._store(state, body, states)
             except RegistryError as refusal:
                 # The chunk may be there by now: then the chain without this body is what was asked for (U7).
                 size = await self._extent(state)
-                if isinstance(refusal, SizeInvalid) or not await self._is(state, size, digest):
+                if isinstance(refusal, SizeInvalid) or not await states.tell(size, digest):
                     raise
-        if not await self._is(state, size, digest, hashers):
-            raise DigestInvalid(f"the {size} bytes of the upload are not {digest}")
-        canonical = digest
-        if digest.algorithm != CANONICAL:
-            canonical = Digest(CANONICAL, await self._hash(state, size, CANONICAL, hashers))
-        return await self._publish(state, Content(digest, canonical, size))
+        return await self._publish(state, Content(digest, await states.prove(size, digest, hashers), size))
 
     async def _publish(self, state: UploadState, content: Content) -> Content:
         try:
@@ -139,24 +135,8 @@ class UploadService:
         await self._end(state)
         return content
 
-    async def _save_states(self, state: UploadState, offset: int, hashers: Hashers) -> None:
-        """Put the digests so far aside, on storage and as a hint: whoever finishes need not read the bytes (U5)."""
-        found = {name: hasher.state() for name, hasher in hashers.items()}
-        states = {name: digest_state for name, digest_state in found.items() if digest_state is not None}
-        for algorithm, digest_state in states.items():
-            await self._uploads.save_state(_path(state), algorithm, offset, digest_state)
-        if states and self._hints is not None:
-            await self._hints.save_hint(state.uuid, UploadHint(offset, states))
-
-    async def _load_state(self, state: UploadState, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        """The newest digest state known, with its offset: from storage, or from the hint where that knows more."""
-        found = await self._uploads.load_state(_path(state), algorithm, offset)
-        if self._hints is None or (found is not None and found[0] == offset):
-            return found
-        hint = await self._hints.load_hint(state.uuid)
-        if hint is None or algorithm not in hint.states or not (found[0] if found else 0) < hint.offset <= offset:
-            return found
-        return hint.offset, hint.states[algorithm]
+    def _states(self, state: UploadState) -> DigestStates:
+        return DigestStates(self._uploads, self._hints, state, _path(state))
 
     async def _end(self, state: UploadState) -> bool:
         """Remove the session; False when somebody else did."""
@@ -172,11 +152,11 @@ class UploadService:
         try:
             return await self._uploads.extent(_path(state))
         except NotFound:
-            raise _unknown(state) from None
+            raise unknown(state) from None
 
-    async def _store(self, state: UploadState, body: Body) -> tuple[int, Hashers]:
+    async def _store(self, state: UploadState, body: Body, states: DigestStates) -> tuple[int, Hashers]:
         """Add a body at the end of the session: its new size, and the hashers that have seen all of it."""
-        hashers = {name: await self._hasher(state, state.offset, name) for name in {CANONICAL, state.algorithm}}
+        hashers = {name: await states.hasher(name, state.offset) for name in {CANONICAL, state.algorithm}}
 
         def observe(piece: bytes) -> None:
             for hasher in hashers.values():
@@ -185,42 +165,21 @@ class UploadService:
         try:
             writer = await self._uploads.append(_path(state), state.offset, observe)
         except NotFound:
-            raise _unknown(state) from None
+            raise unknown(state) from None
         try:
-            short = await _pump(body, writer)
+            short = await _pump(body, writer) or differs(body.content_range, writer.size)
             await writer.seal()
         except OffsetTaken:
             raise wrong_offset(await self._extent(state), "another request has stored this chunk") from None
         except NotFound:
-            raise _unknown(state) from None
+            raise unknown(state) from None
         finally:
             await writer.discard()
+        end = state.offset + writer.size
         if short is not None:  # what came is kept for a resume, and not acknowledged (U8)
+            await states.save(end, hashers)
             raise SizeInvalid(short)
-        return state.offset + writer.size, hashers
-
-    async def _is(self, state: UploadState, size: int, digest: Digest, hashers: Hashers | None = None) -> bool:
-        return await self._hash(state, size, digest.algorithm, hashers or {}) == digest.encoded
-
-    async def _hash(self, state: UploadState, size: int, algorithm: str, hashers: Hashers) -> str:
-        hasher = hashers.get(algorithm) or await self._hasher(state, size, algorithm)
-        return hasher.hexdigest()
-
-    async def _hasher(self, state: UploadState, offset: int, algorithm: str) -> Hasher:
-        """A hasher that has seen the first `offset` bytes: from the newest state, plus what it lacks (U5, U6)."""
-        path = _path(state)
-        known, hasher = 0, None
-        if offset and (found := await self._load_state(state, algorithm, offset)) is not None:
-            known, saved = found
-            hasher = restore_hasher(algorithm, saved, known)
-        if hasher is None:
-            known, hasher = 0, new_hasher(algorithm)
-        if known < offset:
-            try:
-                await self._uploads.replay(path, known, offset, hasher.update)
-            except NotFound:
-                raise _unknown(state) from None
-        return hasher
+        return end, hashers
 
 
 async def _pump(body: Body, writer: SegmentWriter) -> str | None:
@@ -249,7 +208,3 @@ async def _pump(body: Body, writer: SegmentWriter) -> str | None:
 
 def _path(state: UploadState) -> str:
     return layout.upload(RepositoryName(state.name), state.uuid)
-
-
-def _unknown(state: UploadState) -> UploadUnknown:
-    return UploadUnknown(f"{state.name} has no upload {state.uuid}: it was finished, cancelled or purged")

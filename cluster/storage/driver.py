@@ -146,7 +146,10 @@ class Uploads(Protocol):
         """Show the bytes from start to stop to the observer. NotFound."""
 
     async def load_state(self, path: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        """The newest digest state put aside, of this offset or one before it, with its offset; or None."""
+        """The newest digest state put aside, of this offset or one before it, with its offset; or None.
+
+        One of ours: what another registry may have written there is not told.
+        """
 
     async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
         """Put a digest state aside. A hint: it need not be durable, and is dropped when the session is gone."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from cluster.storage import cached, layout
@@ -259,8 +259,13 @@ class FilesystemDriver:
 
     @asynccontextmanager
     async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
-        full = self._full(path)
-        fd = await self._threads.open(self._open_lock, self._disk.close, full)
+        async with self.hold(self._open_lock, self._full(path), timeout):
+            yield
+
+    @asynccontextmanager
+    async def hold(self, open_lock: Callable[[str], int], path: str, timeout: float) -> AsyncIterator[None]:
+        """As `lock`, on a file that is opened in a way of the caller's."""
+        fd = await self._threads.open(open_lock, self._disk.close, path)
         tenure = Tenure(lambda: self._disk.close(fd))
         try:
             with tenure:

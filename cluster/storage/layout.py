@@ -16,6 +16,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
         _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (segments.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
+        _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
     _cluster/secret                                            ours: the secret that a single node drew for itself
     _cluster/nodes/<name>                                      ours: the mark of a node (cluster/identity.py)
     _cluster/tmp/                                              ours: files on their way to their place
@@ -121,12 +122,16 @@ def upload_data(session: str) -> str:
     return f"{session}/data"
 
 
-def upload_states(session: str, algorithm: str) -> str:
-    return f"{session}/hashstates/{algorithm}"
+SHARED_STATES, OWN_STATES = "hashstates", "_states"
+"""The folders of a session's digest states: what Distribution reads and writes, and what nobody but us does."""
 
 
-def upload_state(session: str, algorithm: str, offset: int) -> str:
-    return f"{upload_states(session, algorithm)}/{offset}"
+def upload_states(session: str, algorithm: str, folder: str = SHARED_STATES) -> str:
+    return f"{session}/{folder}/{algorithm}"
+
+
+def upload_state(session: str, algorithm: str, offset: int, folder: str = SHARED_STATES) -> str:
+    return f"{upload_states(session, algorithm, folder)}/{offset}"
 
 
 def referrers(name: RepositoryName, subject: Digest) -> str:

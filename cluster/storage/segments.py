@@ -5,9 +5,12 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
 
     _seg/<offset>                  a published segment: sealed, read-only, begins at this byte (20 digits)
     _seg/<offset>.<16 hex>         private to the writer that holds its lock; free lock: its writer died (U4)
+    _seg/commit                    locked by whoever makes several segments one blob; saves others the same copy
     _seg/commit.<16 hex>           several segments on their way to being one blob
     data                           what Distribution took before it handed over, the segment at 0 (U11)
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
+    _states/<alg>/<offset>         the same where there is `data`: then Distribution may have written `hashstates`,
+                                   and it keeps a digest of other bytes there when it has no state to go on from
 
 `<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). registry/uploads.py compares digests; here
 only bytes of `data` are looked at again (`_verify`): Distribution may still be writing them.
@@ -27,7 +30,7 @@ from typing import NamedTuple
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken, SegmentWriter
+from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -122,7 +125,17 @@ class _Writer:
 class SegmentUploads:
     """The Uploads port beside a FilesystemDriver, on the same root."""
 
-    def __init__(self, root: str, driver: FilesystemDriver, threads: Threads, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        driver: FilesystemDriver,
+        threads: Threads,
+        disk: Disk | None = None,
+        *,
+        patience: float = 30.0,
+    ) -> None:
+        """`patience`: seconds to wait for another commit of the same session that copies."""
+        self._patience = patience
         self._root = root.rstrip("/")
         self._driver = driver
         self.threads = threads
@@ -207,13 +220,28 @@ class SegmentUploads:
             yield Segment(layout.upload_data(session), 0, size, False)
 
     def _adopt(self, session: str, path: str, offset: int) -> bool:
-        """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
+        """Publish a copy of what a dead writer left; False when there is nothing, or its lock is held."""
         try:
-            size = self.disk.status(path).size
-            if not size or not self._is_abandoned(path):
-                return False
+            fd = self._seize(path)
         except FileNotFoundError:  # its writer, or another adopter, was first
             return True
+        if fd is None:
+            return False
+        try:
+            # Held to the end, so that others leave alone what is being copied, and a purger sees it as alive. Who
+            # asks meanwhile is told where the copy will begin, and at the worst sends some of these bytes again.
+            return self._copy_left(session, path, offset)
+        finally:
+            self.disk.close(fd)
+
+    def _copy_left(self, session: str, path: str, offset: int) -> bool:
+        """What `_adopt` does, whose lock is held."""
+        try:
+            size = self.disk.status(path).size
+        except FileNotFoundError:  # adopted since it was opened
+            return True
+        if not size:
+            return False
         # A copy: the lock may be free because its stopped writer lost it, and that writer may yet wake.
         copy, fd = self._private(session, f"{offset:020d}")
         try:
@@ -226,16 +254,32 @@ class SegmentUploads:
         self.drop(path)
         return True
 
-    def _is_abandoned(self, path: str) -> bool:
-        fd = self.disk.open(path)
+    def _seize(self, path: str, *, when_unknown: bool = False) -> int | None:
+        """The descriptor of a private file whose lock was free, and is ours now; None when somebody holds it.
+
+        `when_unknown`: whether it counts as free where that cannot be asked.
+        """
+        fd = self.disk.open_to_lock(path)
         try:
-            return self.disk.try_lock(fd)
+            is_free = self.disk.try_lock(fd)
         except OSError as error:
             if error.errno != errno.EBADF:
+                self.disk.close(fd)
                 raise
-            return False  # NFS locks only what is open for writing, and that nobody but the writer may do (U1)
-        finally:
+            is_free = when_unknown  # NFS, and a file that may only be read
+        if not is_free:
             self.disk.close(fd)
+            return None
+        return fd
+
+    def _is_abandoned(self, path: str) -> bool:
+        """Whether the lock is free, as far as can be told, of what is old enough to be purged."""
+        # What cannot be asked is no reason to keep a session for ever.
+        fd = self._seize(path, when_unknown=True)
+        if fd is None:
+            return False
+        self.disk.close(fd)
+        return True
 
     def _copy_and_close(self, segments: list[Segment], fd: int) -> None:
         """Fill a private file and seal it."""
@@ -280,9 +324,27 @@ class SegmentUploads:
         except FileExistsError:
             pass
 
+    def published(self, session: str) -> list[int]:
+        """Where the published segments begin."""
+        try:
+            names = self.disk.names(f"{session}/_seg")
+        except FileNotFoundError:
+            return []
+        return [int(name) for name in names if _PUBLISHED.fullmatch(name)]
+
+    def _has_outgrown(self, session: str, offset: int) -> bool:
+        """Whether `data`, behind which nothing is published yet, has become longer than this (U11)."""
+        try:
+            size = self.disk.status(layout.upload_data(session)).size
+        except FileNotFoundError:
+            return False
+        return size > offset and min(self.published(session), default=size) > offset
+
     def publish(self, session: str, path: str, offset: int) -> None:
         """Give a sealed file its offset; the one operation that only one writer can win (U2)."""
         directory = f"{session}/_seg"
+        if self._has_outgrown(session, offset):
+            raise OffsetTaken(f"another registry has stored bytes behind {offset}")
         try:
             self.disk.link(path, f"{directory}/{offset:020d}")
         except FileExistsError:
@@ -296,9 +358,11 @@ class SegmentUploads:
 
     def settle(self, session: str) -> None:
         """Make the session itself durable: what it holds is about to be acknowledged."""
+        parent = os.path.dirname(session)
         self.disk.sync_path(layout.upload_started_at(session))
         self.disk.sync_path(session)
-        self.disk.sync_path(os.path.dirname(session))
+        self.disk.sync_path(parent)
+        self._driver.directories.ensure(parent)  # Distribution may have made those above, and syncs none of them
 
     def drop(self, path: str) -> None:
         """Remove a private file; the purger finds it otherwise."""
@@ -326,52 +390,100 @@ class SegmentUploads:
             observe(piece)
 
     async def load_state(self, path: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        directory = layout.upload_states(path, algorithm)
+        return await self.threads.run(self._load_state, self._full(path), algorithm, offset)
+
+    def _load_state(self, session: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
+        directory = layout.upload_states(session, algorithm, self._trusted_states(session))
         try:  # nearly always there is one for this very offset
-            return offset, (await self._driver.read(f"{directory}/{offset}"))[:_STATE_LIMIT]
-        except NotFound:
+            return offset, self.disk.read(f"{directory}/{offset}")[:_STATE_LIMIT]
+        except FileNotFoundError:
             pass
         try:
-            names = await self.threads.run(self.disk.names, self._full(directory))
+            names = self.disk.names(directory)
             known = max(int(name) for name in names if name.isdecimal() and int(name) < offset)
-            return known, (await self._driver.read(f"{directory}/{known}"))[:_STATE_LIMIT]
-        except (NotFound, ValueError):
+            return known, self.disk.read(f"{directory}/{known}")[:_STATE_LIMIT]
+        except (FileNotFoundError, ValueError):
             return None
+
+    def _trusted_states(self, session: str) -> str:
+        """Where the states of this session are that nobody but us has written."""
+        try:
+            self.disk.status(layout.upload_data(session))
+        except FileNotFoundError:
+            return layout.SHARED_STATES  # a session of ours: Distribution finds nothing in it to go on from
+        return layout.OWN_STATES
 
     async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
         await self.threads.run(self._save_state, self._full(path), algorithm, offset, state)
 
     def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
+        self.put_state(session, self._trusted_states(session), algorithm, offset, state)
+
+    def put_state(self, session: str, states: str, algorithm: str, offset: int, state: bytes) -> None:
+        """Keep a state in the directory `states` of a session; nothing happens where the session is gone."""
         # Not synced: a state that a loss of power leaves empty or short is not taken for one, and is made again.
-        states = layout.upload_states(session, algorithm)
-        for directory in (os.path.dirname(states), states):
+        directory = layout.upload_states(session, algorithm, states)
+        for each in (os.path.dirname(directory), directory):
             try:
-                self.disk.mkdir(directory)
+                self.disk.mkdir(each)
             except FileExistsError:
                 pass
             except FileNotFoundError:  # the session has ended; it must not come back (J5)
                 return
-        path = layout.upload_state(session, algorithm, offset)
         temporary = self._driver.temporary()
-        fd = self.disk.create(temporary)
         try:
-            self.disk.write(fd, state)
-        finally:
-            self.disk.close(fd)
-        try:
-            self.disk.rename(temporary, path)
-        except FileNotFoundError:
+            fd = self.disk.create(temporary)
+            try:
+                self.disk.write(fd, state)
+            finally:
+                self.disk.close(fd)
+            self.disk.rename(temporary, f"{directory}/{offset}")
+        except FileNotFoundError:  # as above
             self.drop(temporary)
+        except OSError:
+            self.drop(temporary)
+            raise
 
     async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
-        await self.threads.run_long(self._commit, self._full(path), size, self._full(target), digest)
+        session, blob = self._full(path), self._full(target)
+        if not await self.threads.run_long(self._link_one, session, size, blob):
+            await self._commit_alone(session, size, blob, digest)
 
-    def _commit(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+    async def _commit_alone(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+        """One copy at a time: whoever waited for another one finds the blob."""
+        try:
+            async with self._driver.hold(self._open_commit, session, self._patience):
+                await self.threads.run_long(self._commit, session, size, target, digest)
+        except LockTimeout:  # its holder may be stopped; nothing but work is saved by the lock: go on without
+            await self.threads.run_long(self._commit, session, size, target, digest)
+
+    def _open_commit(self, session: str) -> int:
+        """The lock of those who commit several segments. FileNotFoundError: the session is gone."""
+        while True:
+            try:
+                return self.disk.open_lock(f"{session}/_seg/commit")
+            except FileNotFoundError:
+                self._take_over(session)
+
+    def _link_one(self, session: str, size: int, target: str) -> bool:
+        """Commit a session that is one sealed segment; False for any other."""
+        segments = self._whole(session, size)
+        if len(segments) != 1 or not segments[0].sealed:
+            return False
+        self._link_blob(segments[0].path, size, target)
+        return True
+
+    def _whole(self, session: str, size: int) -> list[Segment]:
+        """The segments, which must have this size."""
         segments = self._chain(session).segments
         if sum(segment.size for segment in segments) != size:
             raise NotFound(f"the upload no longer holds exactly {size} bytes")
-        if len(segments) == 1 and segments[0].sealed:
-            self._link_blob(segments[0].path, size, target)
+        return segments
+
+    def _commit(self, session: str, size: int, target: str, digest: Digest | None) -> None:
+        """Several segments, or some that are not sealed: by a copy."""
+        segments = self._whole(session, size)
+        if self._settle_blob(target, size):
             return
         whole, fd = self._private(session, "commit")
         try:
@@ -381,6 +493,18 @@ class SegmentUploads:
             self._link_blob(whole, size, target)
         finally:
             self.drop(whole)
+
+    def _settle_blob(self, target: str, size: int) -> bool:
+        """Whether the blob is there, with this size; then it is durable, whoever made it."""
+        try:
+            if self.disk.status(target).size != size:
+                return False
+            self.disk.sync_path(target)
+        except FileNotFoundError:
+            return False
+        self._driver.directories.ensure(os.path.dirname(target))
+        self.disk.sync_path(os.path.dirname(target))
+        return True
 
     def _verify(self, path: str, size: int, digest: Digest) -> None:
         """Changed when a copy of bytes that were not sealed is no longer what was hashed."""
@@ -394,12 +518,11 @@ class SegmentUploads:
         try:
             self._link_new(source, target)
         except FileExistsError:
-            if self.disk.status(target).size != size:  # not of ours: a crash of something else cut it
-                temporary = self._driver.temporary()
-                self.disk.link(source, temporary)
-                self.disk.rename(temporary, target)
-            else:
-                self.disk.sync_path(target)
+            if self._settle_blob(target, size):
+                return
+            temporary = self._driver.temporary()  # not of ours: a crash of something else cut it
+            self.disk.link(source, temporary)
+            self.disk.rename(temporary, target)
         self.disk.sync_path(os.path.dirname(target))
 
     def _link_new(self, source: str, target: str) -> None:

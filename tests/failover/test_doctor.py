@@ -174,6 +174,13 @@ def test_the_doctor_writes_nothing_where_a_node_has_drawn_no_secret_yet(tmp_path
         assert sorted(Path(node.root).rglob("*")) == kept
 
 
+def test_the_doctor_tells_of_nodes_that_differ_in_where_uploads_are(pair: Pair) -> None:
+    with running(pair.node(2, cluster={"mixed": True})) as third:
+        done = run(third, "doctor")
+        assert done.returncode == 0
+        assert done.stdout.count("this node has cluster.mixed, it has not: Distribution nodes must not serve") == 2
+
+
 def test_a_node_starts_when_the_others_cannot_be_reached(pair: Pair, tmp_path: Path) -> None:
     """One that is not there, one that takes connections and says nothing, one that is no node."""
     with socket.create_server(("127.0.0.1", 0)) as silent, Node(tmp_path / "other") as other:

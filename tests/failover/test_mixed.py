@@ -1,16 +1,20 @@
 """Our nodes and a Distribution node side by side, on one directory, one secret and one Redis (`cluster.mixed`)."""
 
 import hashlib
+import itertools
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.support.process import Distribution3, Node, Registry
+from tests.support.process import Distribution3, Node, Registry, eventually
 from tests.support.redis import RedisServer
 
 FIRST, SECOND = os.urandom(700_000), os.urandom(300_000)
@@ -131,15 +135,65 @@ def test_deletes_are_seen_by_all(trio: Trio) -> None:
         assert [send(each, "HEAD", f"/v2/{name}/blobs/{DIGEST}").status_code for each in trio] == [404] * 3
 
 
-def test_a_state_that_distribution_put_aside_is_taken_up(trio: Trio) -> None:
-    """Its hashstates are in a form that we read, and ours in one that it reads: the file is there after each."""
+def hash_states(registry: Registry, name: str) -> dict[str, int]:
+    """The states of the repository's uploads where Distribution keeps them, each with its size."""
+    states = Path(registry.root, f"docker/registry/v2/repositories/{name}/_uploads").glob("*/hashstates/sha256/*")
+    return {path.name: path.stat().st_size for path in states}
+
+
+def test_a_state_is_put_aside_by_each_and_the_upload_is_finished_by_the_other(trio: Trio) -> None:
+    """Distribution reads ours, in its own form. Its own are left alone."""
     ours, _, theirs = trio
     for first, second in ((ours, theirs), (theirs, ours)):
         name = f"mixed/states-{first is ours}".lower()
         answer = send(first, "POST", f"/v2/{name}/blobs/uploads/")
         answer = send(first, "PATCH", path_of(answer.headers["Location"]), FIRST)
-        states = Path(first.root, f"docker/registry/v2/repositories/{name}/_uploads").glob("*/hashstates/sha256/*")
-        offsets = {path.name: path.stat().st_size for path in states}
-        assert offsets[str(len(FIRST))] == 108
+        assert hash_states(first, name)[str(len(FIRST))] == 108
         digest = "sha256:" + hashlib.sha256(FIRST).hexdigest()
         assert send(second, "PUT", f"{path_of(answer.headers['Location'])}&digest={digest}").status_code == 201
+
+
+def break_off(registry: Registry, path: str, content: bytes, size: int) -> None:
+    """A PATCH whose connection ends before its `size` bytes have come."""
+    address = urlsplit(registry.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        head = f"PATCH {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {size}\r\n"
+        connection.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode() + content)
+        time.sleep(0.2)
+
+
+def position(registry: Registry, path: str) -> str:
+    return send(registry, "GET", path).headers["Range"]
+
+
+@pytest.mark.parametrize("order", list(itertools.product((0, 2), repeat=3)), ids=str)
+def test_an_upload_goes_on_behind_a_chunk_that_broke_off(trio: Trio, order: tuple[int, int, int]) -> None:
+    """A PATCH that breaks off, one that does not, and the PUT with the rest; 2 is Distribution.
+
+    Where it finds no state of exactly the size, Distribution keeps one that is of the new bytes alone.
+    """
+    name = "mixed/broken-" + "-".join(map(str, order))
+    first, middle, end = (trio[number] for number in order)
+    path = path_of(send(first, "POST", f"/v2/{name}/blobs/uploads/").headers["Location"])
+    break_off(first, path, WHOLE[:600_000], len(WHOLE))
+    eventually(lambda: position(first, path) == "0-599999", 10, "what came of the chunk is told")
+    path = path_of(send(middle, "GET", path).headers["Location"])
+    answer = send(middle, "PATCH", path, WHOLE[600_000:900_000])
+    assert (answer.status_code, answer.headers["Range"]) == (202, "0-899999")
+    answer = send(end, "PUT", f"{path_of(answer.headers['Location'])}&digest={DIGEST}", WHOLE[900_000:])
+    assert answer.status_code == 201, answer.text
+    assert send(trio[1], "GET", f"/v2/{name}/blobs/{DIGEST}").content == WHOLE
+
+
+def test_no_state_of_distribution_refuses_an_upload_that_is_right(trio: Trio) -> None:
+    """Killed in a PATCH, it leaves bytes without a state; then its next state is of other bytes."""
+    ours, _, theirs = trio
+    name = "mixed/killed"
+    path = path_of(send(theirs, "POST", f"/v2/{name}/blobs/uploads/").headers["Location"])
+    session = next(Path(ours.root, f"docker/registry/v2/repositories/{name}/_uploads").iterdir())
+    (session / "data").write_bytes(WHOLE[:600_000])
+    path = path_of(send(theirs, "GET", path).headers["Location"])
+    answer = send(theirs, "PATCH", path, WHOLE[600_000:900_000])
+    assert hash_states(theirs, name).keys() == {"0", "300000"}
+    answer = send(ours, "PUT", f"{path_of(answer.headers['Location'])}&digest={DIGEST}", WHOLE[900_000:])
+    assert answer.status_code == 201, answer.text

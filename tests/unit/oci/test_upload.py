@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.errors import RangeInvalid, RegistryError, SizeInvalid, UploadInvalid
-from cluster.oci.upload import UploadState, check_chunk, sign, verify, wrong_offset
+from cluster.oci.upload import UploadState, check_chunk, differs, sign, verify, wrong_offset
 
 NAME, UUID = "a/b", "0b1c2d3e-1111-4222-8333-444455556666"
 SECRET = b"secret"
@@ -208,3 +208,13 @@ def test_a_chunk_is_taken_only_where_token_range_and_storage_agree(
 def test_the_true_range_goes_with_the_refusal() -> None:
     assert wrong_offset(0, "why").headers == {"Range": "0-0"}
     assert wrong_offset(4096, "why").headers == {"Range": "0-4095"}
+
+
+@pytest.mark.parametrize(("content_range", "size"), [(None, 0), (None, 7), ("0-0", 1), ("5-9", 5)])
+def test_a_body_of_the_size_that_was_said(content_range: str | None, size: int) -> None:
+    assert differs(content_range, size) is None
+
+
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_a_body_of_another_size_than_its_content_range(size: int) -> None:
+    assert differs("5-9", size) == f"the body has {size} bytes, Content-Range is 5-9"

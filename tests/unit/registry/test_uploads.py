@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cluster.errors import BlobUnknown, DigestInvalid, RangeInvalid, SizeInvalid, UploadUnknown
-from cluster.oci.digest import Digest
+from cluster.oci.digest import Digest, new_hasher
 from cluster.oci.upload import UploadState
-from cluster.registry.uploads import Body
+from cluster.registry.uploads import Body, UploadService
+from cluster.state.store import UploadHint
 from cluster.storage import layout
-from cluster.storage.driver import NotFound
+from cluster.storage.driver import NotFound, StorageFull
 from tests.unit.registry.parts import NAME, Parts, body
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +123,105 @@ async def test_a_lost_or_broken_state_costs_a_read_and_nothing_else(lost: list[i
     assert parts.replayed == (1000 if 1000 in lost else 0)
 
 
+def state_of(content: bytes, size: int, algorithm: str = "sha256") -> bytes:
+    """A good state of `size` bytes, of this content over and over."""
+    hasher = new_hasher(algorithm)
+    hasher.update((content * (size // len(content) + 1))[:size])
+    saved = hasher.state()
+    assert saved is not None
+    return saved
+
+
+@pytest.mark.parametrize("last", [b"", CONTENT[1000:]])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_no_state_that_is_wrong_refuses_bytes_that_are_right(algorithm: str, last: bytes) -> None:
+    parts = Watched()
+    content = CONTENT[:1000] + last
+    state = await begin(parts, CONTENT[:1000], algorithm=algorithm)
+    session = parts.sessions.session(layout.upload(NAME, state.uuid))
+    for name, offset in list(session.states):
+        session.states[name, offset] = state_of(b"other bytes", offset, name)
+    blob = await parts.uploads.finish(state, Digest.of(content, algorithm), body(last))
+    assert blob.canonical == Digest.of(content)
+    assert await parts.bytes_of(blob) == content
+    assert parts.replayed == len(content)
+
+
+async def test_a_state_that_was_found_wrong_is_put_right() -> None:
+    parts = Watched()
+    state = await begin(parts, CONTENT)
+    session = parts.sessions.session(layout.upload(NAME, state.uuid))
+    right = session.states["sha256", len(CONTENT)]
+    session.states["sha256", len(CONTENT)] = state_of(b"other bytes", len(CONTENT))
+    commit = parts.sessions.commit
+
+    async def fail(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    parts.sessions.commit = fail  # type: ignore[method-assign]
+    with pytest.raises(StorageFull):
+        await parts.uploads.finish(state, DIGEST, body())
+    assert session.states["sha256", len(CONTENT)] == right
+    parts.sessions.commit = commit  # type: ignore[method-assign]
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == len(CONTENT)
+
+
+async def test_a_body_that_is_not_whole_leaves_its_digest_state_too() -> None:
+    parts = Watched()
+    state = await begin(parts, CONTENT[:7])
+    with pytest.raises(SizeInvalid):
+        await parts.uploads.append(state, body(CONTENT[7:500], breaks=True))
+    state = await parts.uploads.append(await parts.uploads.status(state), body(CONTENT[500:]))
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == 0
+
+
+async def test_a_state_that_cannot_be_put_aside_refuses_no_chunk() -> None:
+    parts = Watched()
+
+    async def fail(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    parts.sessions.save_state = fail  # type: ignore[method-assign]
+    state = await begin(parts, CONTENT[:1000], CONTENT[1000:])
+    assert state.offset == len(CONTENT)
+    await parts.uploads.finish(state, DIGEST, body())
+    assert parts.replayed == 1000 + len(CONTENT)
+
+
+class CountedHints:
+    """A store that knows nothing, and is asked for it."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    async def save_hint(self, uuid: str, hint: UploadHint) -> None:
+        pass
+
+    async def load_hint(self, uuid: str) -> UploadHint | None:
+        self.loads += 1
+        return None
+
+    async def drop_hint(self, uuid: str) -> None:
+        pass
+
+
+async def test_a_request_asks_for_the_hint_once_at_most(parts: Parts) -> None:
+    hints = CountedHints()
+    uploads = UploadService(parts.sessions, parts.blobs, hints=hints)
+    state = await uploads.start(NAME, "sha512")
+    state = await uploads.append(state, body(CONTENT[:9]))
+    states = parts.sessions.session(layout.upload(NAME, state.uuid)).states
+    assert hints.loads == 0
+    states.clear()
+    state = await uploads.append(state, body(CONTENT[9:99]))
+    assert hints.loads == 1
+    states.clear()
+    await uploads.finish(state, Digest.of(CONTENT, "sha512"), body(CONTENT[99:]))
+    assert hints.loads == 2
+
+
 # Offsets
 
 
@@ -167,6 +267,23 @@ async def test_of_two_writers_one_is_refused_and_the_bytes_are_one_writers(parts
 
 
 # Bodies that are not whole (U8)
+
+
+@pytest.mark.parametrize(("size", "finishes"), [(3, False), (6, False), (3, True), (6, True)])
+async def test_a_body_without_a_length_has_the_size_of_its_content_range(
+    parts: Parts, size: int, finishes: bool
+) -> None:
+    state = await begin(parts, b"12345")
+    chunk = body(b"67890x"[:size], length=None, content_range="5-9")
+    with pytest.raises(SizeInvalid):
+        if finishes:
+            await parts.uploads.finish(state, Digest.of(b"1234567890"), chunk)
+        else:
+            await parts.uploads.append(state, chunk)
+    assert (await parts.uploads.status(state)).offset == 5 + size
+    right = await begin(parts, b"12345")
+    right = await parts.uploads.append(right, body(b"67890", length=None, content_range="5-9"))
+    assert right.offset == 10
 
 
 @pytest.mark.parametrize("cut", ["breaks", "is shorter", "is longer"])

@@ -47,7 +47,8 @@ class Node:
     def __init__(self, root: str, disk: Disk, kind: type[SegmentUploads] = SegmentUploads) -> None:
         threads = InPlace()
         driver = FilesystemDriver(root, threads, disk)
-        self.segments = kind(root, driver, threads, disk)
+        # Whoever waited for another one's copy would never come to an end here: nobody does.
+        self.segments = kind(root, driver, threads, disk, patience=0)
         self.blobs = BlobStore(driver, Catalog(driver))
         self.driver = driver
         self.service = UploadService(self.segments, self.blobs, new_id=lambda: UUID)

@@ -6,6 +6,7 @@ Promise P2, over the real services on a disk that forgets what was not synced (t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -297,15 +298,16 @@ def cancelled() -> Scenario:
     return Scenario(lambda machine: machine.uploads.cancel(state), check, before, frozenset({"directories"}))
 
 
-def handed_over() -> Scenario:
+def handed_over(*, in_a_new_repository: bool = False) -> Scenario:
     """A chunk behind the bytes that Distribution took, and did not sync."""
     base = b"what Distribution took"
     state = UploadState(NAME, UUID, len(base), "")
 
     async def before(machine: Machine) -> None:
         session = f"{ROOT}/{layout.upload(NAME, UUID)}"
-        machine.driver.directories.ensure(session.rpartition("/")[0])
-        machine.disk.mkdir(session)
+        if not in_a_new_repository:
+            machine.driver.directories.ensure(session.rpartition("/")[0])
+        make_directories(machine.disk, session)
         for name, content in (("startedat", b"2024-01-02T03:04:05Z"), ("data", base)):
             fd = machine.disk.create(f"{session}/{name}")
             machine.disk.write(fd, content)
@@ -320,6 +322,14 @@ def handed_over() -> Scenario:
             await machine.complete(await machine.position(state), len(whole), whole)
 
     return Scenario(do, check, before)
+
+
+def make_directories(disk: ForgetfulDisk, path: str) -> None:
+    """As Distribution makes them: nothing is synced."""
+    if path != ROOT:
+        make_directories(disk, path.rpartition("/")[0])
+        with contextlib.suppress(FileExistsError):
+            disk.mkdir(path)
 
 
 SCENARIOS = {
@@ -337,6 +347,7 @@ SCENARIOS = {
     "a later chunk": patch(*CHUNKS[:2]),
     "a session that is cancelled": cancelled(),
     "a session that Distribution began": handed_over(),
+    "a session that Distribution began in a new repository": handed_over(in_a_new_repository=True),
 }
 
 

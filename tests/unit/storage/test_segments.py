@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import NotFound, OffsetTaken
+from cluster.storage.driver import NotFound, OffsetTaken, StorageFull
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
@@ -203,6 +207,117 @@ async def test_a_writer_that_is_taken_for_dead_while_it_seals_is_refused_and_not
     assert await content(uploads) == b"bytes"
 
 
+class NfsDisk(Disk):
+    """Locks as Linux has them on NFS: an exclusive one needs a descriptor that might write."""
+
+    def try_lock(self, fd: int) -> bool:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return super().try_lock(fd)
+
+
+class ForeignDisk(NfsDisk):
+    """There, the files of others may only be read."""
+
+    def open_to_lock(self, path: str) -> int:
+        return self.open(path)
+
+
+def on(disk: Disk, root: Path, threads: Threads) -> SegmentUploads:
+    return SegmentUploads(str(root), FilesystemDriver(str(root), threads, disk), threads, disk)
+
+
+async def test_what_a_dead_writer_left_is_taken_over_on_nfs(tmp_path: Path, threads: Threads) -> None:
+    uploads = on(NfsDisk(), tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    with writer_process(tmp_path, 0, 1000) as process:
+        assert await uploads.extent(SESSION) == 0
+        assert not await uploads.purge(SESSION, 1e12), "its writer is alive"
+        process.kill()
+        process.wait(30)
+        assert await uploads.extent(SESSION) == 1000
+
+
+async def test_a_lock_that_cannot_be_asked_for_keeps_a_status_away_and_no_purger(
+    tmp_path: Path, threads: Threads
+) -> None:
+    uploads = on(ForeignDisk(), tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    (tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes(b"of a writer that may live")
+    assert await uploads.extent(SESSION) == 0
+    assert not await uploads.purge(SESSION, time.time() - 100)
+    assert await uploads.purge(SESSION, 1e12)
+
+
+class CopyingDisk(Disk):
+    """Copies take until they are let go on; counts them."""
+
+    def __init__(self) -> None:
+        self.copies = 0
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def copy(self, source: str, fd: int, size: int) -> None:
+        self.copies += 1
+        self.begun.set()
+        assert self.go_on.wait(10)
+        super().copy(source, fd, size)
+
+
+async def test_what_a_dead_writer_left_is_copied_once_however_many_ask(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    uploads = on(disk, tmp_path, threads)
+    await uploads.create(SESSION, STARTED)
+    await asyncio.to_thread((tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes, b"left behind")
+    first = asyncio.create_task(uploads.extent(SESSION))
+    await asyncio.to_thread(disk.begun.wait, 10)
+    assert [await on(disk, tmp_path, threads).extent(SESSION) for _ in range(5)] == [0] * 5
+    assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
+    disk.go_on.set()
+    assert (await first, await uploads.extent(SESSION), disk.copies) == (11, 11, 1)
+    assert private_files(tmp_path) == []
+
+
+async def begin_two_segments(uploads: SegmentUploads) -> None:
+    await uploads.create(SESSION, STARTED)
+    await add(uploads, 0, b"one, ")
+    await add(uploads, 5, b"two")
+
+
+async def test_a_commit_that_is_repeated_while_it_copies_copies_once(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    await begin_two_segments(on(disk, tmp_path, threads))
+    commits = [asyncio.create_task(on(disk, tmp_path, threads).commit(SESSION, 8, BLOB)) for _ in range(5)]
+    await asyncio.to_thread(disk.begun.wait, 10)
+    await asyncio.sleep(0.1)
+    disk.go_on.set()
+    await asyncio.gather(*commits)
+    assert disk.copies == 2  # of the two segments
+    assert (tmp_path / BLOB).read_bytes() == b"one, two"
+
+
+async def test_a_commit_whose_lock_somebody_holds_for_ever_goes_on_without(
+    tmp_path: Path, threads: Threads
+) -> None:
+    uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads, patience=0.1)
+    await begin_two_segments(uploads)
+    with (tmp_path / SESSION / "_seg" / "commit").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        await uploads.commit(SESSION, 8, BLOB)
+        assert (tmp_path / BLOB).read_bytes() == b"one, two"
+        assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
+    assert await uploads.purge(SESSION, 1e12)
+
+
+async def test_a_commit_of_what_is_there_already_copies_nothing(tmp_path: Path, threads: Threads) -> None:
+    disk = CopyingDisk()
+    uploads = on(disk, tmp_path, threads)
+    await begin_two_segments(uploads)
+    (tmp_path / BLOB).parent.mkdir(parents=True)
+    (tmp_path / BLOB).write_bytes(b"one, two")
+    await uploads.commit(SESSION, 8, BLOB)
+    assert disk.copies == 0
+
+
 # U11
 
 
@@ -244,6 +359,35 @@ async def test_late_bytes_of_distribution_reach_neither_the_session_nor_the_blob
         await uploads.commit(SESSION, 12, BLOB)
         late.write(b"and even more")
     assert (tmp_path / BLOB).read_bytes() == b"theirs, ours"
+
+
+async def test_states_beside_the_data_of_distribution_are_ours_alone(
+    tmp_path: Path, uploads: SegmentUploads
+) -> None:
+    """Without a state of exactly the size, Distribution keeps one of the new bytes, named by their number."""
+    begin_as_distribution(tmp_path, b"theirs, ")
+    theirs = tmp_path / SESSION / "hashstates" / "sha256"
+    for offset in (3, 8, 12):
+        (theirs / str(offset)).write_bytes(b"of other bytes")
+    assert await uploads.load_state(SESSION, "sha256", 12) is None
+    await uploads.save_state(SESSION, "sha256", 8, b"ours")
+    assert await uploads.load_state(SESSION, "sha256", 8) == (8, b"ours")
+    assert await uploads.load_state(SESSION, "sha256", 12) == (8, b"ours")
+    assert (theirs / "8").read_bytes() == b"of other bytes"
+
+
+class FullDisk(Disk):
+    def write(self, fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_a_state_for_which_there_is_no_room_leaves_no_temporary_file(
+    tmp_path: Path, threads: Threads, uploads: SegmentUploads
+) -> None:
+    await uploads.create(SESSION, STARTED)
+    with pytest.raises(StorageFull):
+        await on(FullDisk(), tmp_path, threads).save_state(SESSION, "sha256", 4, b"four")
+    assert os.listdir(tmp_path / layout.TEMPORARY) == []
 
 
 # Small things

@@ -1,0 +1,99 @@
+"""Sessions in the one file that Distribution knows (`cluster.mixed`)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from cluster.storage.driver import NotFound, OffsetTaken
+from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.mixed import MixedUploads
+from cluster.storage.segments import SegmentUploads
+from cluster.storage.threads import Threads
+
+pytestmark = pytest.mark.anyio
+
+SESSION = "repositories/team/app/_uploads/0b1c2d3e-1111-4222-8333-444455556666"
+STARTED = "2024-01-02T03:04:05Z"
+
+
+async def add(uploads: SegmentUploads, offset: int, data: bytes) -> None:
+    writer = await uploads.append(SESSION, offset, lambda _: None)
+    try:
+        await writer.write([data])
+        await writer.seal()
+    finally:
+        await writer.discard()
+
+
+async def content(uploads: SegmentUploads) -> bytes:
+    seen: list[bytes] = []
+    await uploads.replay(SESSION, 0, await uploads.extent(SESSION), seen.append)
+    return b"".join(seen)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, threads: Threads) -> SegmentUploads:
+    """A node without `cluster.mixed`, on the same storage."""
+    return SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, threads: Threads) -> MixedUploads:
+    return MixedUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads)
+
+
+async def test_a_state_is_where_distribution_finds_it_and_is_not_taken_from_there(
+    tmp_path: Path, mixed: MixedUploads
+) -> None:
+    await mixed.create(SESSION, STARTED)
+    await mixed.save_state(SESSION, "sha256", 8, b"ours")
+    shared = tmp_path / SESSION / "hashstates" / "sha256" / "8"
+    assert shared.read_bytes() == b"ours"
+    shared.write_bytes(b"of other bytes")
+    assert await mixed.load_state(SESSION, "sha256", 8) == (8, b"ours")
+
+
+ORDERS = [order for order in itertools.product("mp", repeat=4) if len(set(order)) == 2]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="".join)
+async def test_while_the_setting_goes_over_the_fleet_nothing_acknowledged_is_lost(
+    tmp_path: Path, mixed: MixedUploads, plain: SegmentUploads, order: tuple[str, ...]
+) -> None:
+    """The session is begun, goes on, and is committed by nodes with (m) and without (p) `mixed`."""
+    first, *rest = (mixed if node == "m" else plain for node in order)
+    await first.create(SESSION, STARTED)
+    whole = b""
+    for number, node in enumerate(rest):
+        assert await node.extent(SESSION) == len(whole)
+        chunk = b"%d" % number * (number + 1) * 100
+        await add(node, len(whole), chunk)
+        whole += chunk
+        for other in (mixed, plain):
+            assert await content(other) == whole
+    await rest[-1].commit(SESSION, len(whole), "blob")
+    assert (tmp_path / "blob").read_bytes() == whole
+
+
+async def test_of_two_writers_one_with_the_setting_and_one_without_only_one_is_acknowledged(
+    mixed: MixedUploads, plain: SegmentUploads
+) -> None:
+    for late, quick in ((mixed, plain), (plain, mixed)):
+        await mixed.create(SESSION, STARTED)
+        await add(mixed, 0, b"before, ")
+        writer = await late.append(SESSION, 8, lambda _: None)
+        await add(quick, 8, b"quick")
+        await writer.write([b"late"])
+        with pytest.raises(OffsetTaken):
+            await writer.seal()
+        await writer.discard()
+        assert await content(plain) == await content(mixed) == b"before, quick"
+        await plain.remove(SESSION)
+
+
+async def test_a_session_that_has_ended_is_not_found(mixed: MixedUploads) -> None:
+    with pytest.raises(NotFound):
+        await mixed.append(SESSION, 0, lambda _: None)
