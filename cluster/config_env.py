@@ -17,6 +17,16 @@ from cluster.errors import ConfigError
 from cluster.settings import Config
 
 _NOT_OVERRIDES = ("REGISTRY_CONFIGURATION_PATH", "REGISTRY_VERSION")
+# What Kubernetes tells each pod of each Service, in variables that begin with the Service's name.
+_OF_A_SERVICE = re.compile(
+    r"""REGISTRY_(.+_)?
+    ( SERVICE_HOST=([0-9.]+|[0-9a-f]*:[0-9a-f:.]+)
+    | SERVICE_PORT(_.+)?=[0-9]+
+    | PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*
+    | PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp)|PORT=[0-9]+|ADDR=([0-9.]+|[0-9a-f]*:[0-9a-f:.]+))
+    )""",
+    re.VERBOSE,
+)
 
 
 class _Unrecognized(Exception):
@@ -27,6 +37,9 @@ def override(data: dict[str, Any], environ: Mapping[str, str], reading: Reading)
     """Lay REGISTRY_* variables over the file, parents before their children."""
     for variable in sorted(environ):
         if not variable.startswith("REGISTRY_") or variable in _NOT_OVERRIDES:
+            continue
+        if _OF_A_SERVICE.fullmatch(f"{variable}={environ[variable]}"):
+            reading.warnings.append(f"Ignoring {variable}: Kubernetes sets it for a Service")
             continue
         names = variable.split("_")[1:]
         path: list[str | int] = []

@@ -24,6 +24,7 @@ from cluster.values import (
     HaproxyPath,
     Headers,
     HostName,
+    Level,
     Lifetime,
     Networks,
     Options,
@@ -32,8 +33,10 @@ from cluster.values import (
     Pattern,
     Period,
     Place,
+    Platforms,
     Port,
     Positive,
+    Prefix,
     Quotable,
     QuotablePath,
     Resolver,
@@ -74,7 +77,7 @@ class LogHook(Section):
 
 
 class Log(Section):
-    level: Literal["error", "warn", "info", "debug"] = "info"
+    level: Level = "info"
     formatter: Literal["text", "json", "logstash"] = "text"
     fields: Options = {}
     accesslog: AccessLog = AccessLog()
@@ -226,8 +229,7 @@ class Http(Section):
     addr: str = ":5000"
     net: Literal["tcp", "unix"] = "tcp"
     host: Annotated[Url | None, BeforeValidator(lambda value: value or None)] = None
-    # Without a slash at its end, however it was written.
-    prefix: Annotated[Path, AfterValidator(lambda path: path.rstrip("/"))] = ""
+    prefix: Prefix = ""
     secret: Secret = ""
     relativeurls: bool | None = None
     draintimeout: Duration = 30.0
@@ -387,7 +389,7 @@ class Platform(Section):
 
 
 class Indexes(Section):
-    platforms: Literal["all", "none", "list"] = "all"
+    platforms: Platforms = "all"
     platformlist: list[Platform] = []
 
 

@@ -153,6 +153,14 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _prefix(value: object) -> object:
+    return f"/{value.lstrip('/')}" if isinstance(value, str) and value else value
+
+
 def _cipher_suite(value: str) -> str:
     if value not in CIPHERS and value not in ALWAYS_ON:
         raise ValueError("a name of Go's crypto/tls, such as TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")
@@ -210,6 +218,11 @@ HaproxyPath = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
+# Distribution takes these in any case.
+Level = Annotated[Literal["error", "warn", "info", "debug"], BeforeValidator(_lower)]
+Platforms = Annotated[Literal["all", "none", "list"], BeforeValidator(_lower)]
+# With a slash at its beginning and none at its end, however it was written.
+Prefix = Annotated[Path, BeforeValidator(_prefix), AfterValidator(lambda path: path.rstrip("/"))]
 CipherSuite = Annotated[str, AfterValidator(_cipher_suite)]
 Lifetime = Annotated[Duration, AfterValidator(_lifetime)]
 Entries = Annotated[str, _matching("[1-9][0-9]{0,3}[km]?", "a number of entries, such as 200k")]

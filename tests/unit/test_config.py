@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -212,6 +213,22 @@ cluster:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("log: {level: INFO}", "log.level", "info"),
+        ("loglevel: Debug", "log.level", "debug"),
+        ("validation: {manifests: {indexes: {platforms: List}}}", "validation.manifests.indexes.platforms", "list"),
+        ("http: {prefix: foo}", "http.prefix", "/foo"),
+        ("http: {prefix: foo/bar/}", "http.prefix", "/foo/bar"),
+        ("http: {prefix: /}", "http.prefix", ""),
+        ("http: {prefix: ''}", "http.prefix", ""),
+    ],
+)
+def test_what_distribution_takes_in_more_than_one_spelling(text: str, path: str, value: str) -> None:
+    assert attrgetter(path)(parse(BASE + text, {}).config) == value
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     config = parse(BASE, {}).config
     with pytest.raises(ValueError, match="frozen"):
@@ -249,7 +266,7 @@ WRONG = [
         BASE + "http: {host: example.com}",
         'http.host: found "example.com", wanted a URL such as https://registry.example.com',
     ),
-    (BASE + "http: {prefix: x}", 'http.prefix: found "x", wanted a path that begins with a slash'),
+    (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "/x?y", wanted a path that begins with a slash'),
     (BASE + "http: {headers: {X: y}}", 'http.headers.X: found "y", wanted a list'),
     (BASE + "http: {headers: {X Y: [z]}}", 'http.headers."X Y": found "X Y", wanted a header name'),
     (
