@@ -266,7 +266,7 @@ WRONG = [
         BASE + "http: {host: example.com}",
         'http.host: found "example.com", wanted a URL such as https://registry.example.com',
     ),
-    (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "x?y", wanted a path that begins with a slash'),
+    (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "/x?y", wanted a path that begins with a slash'),
     (BASE + "http: {headers: {X: y}}", 'http.headers.X: found "y", wanted a list'),
     (BASE + "http: {headers: {X Y: [z]}}", 'http.headers."X Y": found "X Y", wanted a header name'),
     (
