@@ -64,8 +64,12 @@ class BlobResource:
             if not boundary:
                 start, stop = spans[0]
                 resp.set_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
-        resp.stream = stream
-        resp.content_length = stream.length
+        if (whole := stream.whole()) is not None:  # as most manifests' configs are: cheaper than to be iterated
+            resp.data = whole
+            await stream.close()
+        else:
+            resp.stream = stream
+            resp.content_length = stream.length
 
 
 def _describe(resp: Response, content: Content) -> None:
@@ -119,6 +123,11 @@ class Stream:
             reader.close()
             raise
         return stream
+
+    def whole(self) -> bytes | None:
+        """All of the body, where its first piece is that."""
+        first = self._first or b""
+        return first if len(first) == self.length else None
 
     def __aiter__(self) -> Stream:
         return self
