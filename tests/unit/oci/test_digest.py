@@ -191,3 +191,10 @@ def test_any_bytes_are_a_state_or_none_and_never_an_error(algorithm: str, state:
     if hasher is not None:
         hasher.update(b"more")
         assert len(hasher.hexdigest()) == ALGORITHMS[algorithm]
+
+
+@given(algorithms, st.binary(max_size=700))
+def test_a_view_of_a_buffer_is_hashed_as_its_bytes_are(algorithm: str, content: bytes) -> None:
+    hasher = new_hasher(algorithm)
+    hasher.update(memoryview(bytearray(b"before" + content + b"behind"))[6:-6])
+    assert hasher.hexdigest() == hashlib.new(algorithm, content).hexdigest()
