@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.asgi import protocol
@@ -30,11 +31,12 @@ from cluster.errors import (
     TargetTooLong,
     Unknown,
 )
-from cluster.exchange import Answer, Receiver, check_head, strip_origin
+from cluster.exchange import Answer, Chunks, Receiver, SocketInflow, check_head, strip_origin
 from cluster.listener import Greeted, TlsListener, beginning
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
 _SLICE = 16 * 1024  # bytes given to the parser at a time
+_FAST = 64 * 1024  # bytes of a body that came while as many were stored: the client is the faster
 _REFUSALS: dict[int, type[RegistryError]] = {
     error.status: error
     for error in (BadRequest, RequestTimeout, TargetTooLong, HeadTooLarge, Unknown, CodingUnsupported)
@@ -59,6 +61,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._is_silent = True  # nothing came of the client yet, a balancer's PROXY header and an empty line aside
         self._greeting = b""  # what came of these, while they are not whole
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
+        self._chunks: Chunks | None = None  # the body's, as long as they go past the parser
+        self._begun = b""  # the beginning of the line before the next of them
         self.worker.connections.add(self)
         super().connection_made(transport)
         if self.refusal:
@@ -111,7 +115,43 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         return data
 
     def _feed_callback_parser(self, data: bytes) -> bool:
-        """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""
+        """Feed the parser, but no plain chunks; False when the connection ends by what came."""
+        if end := self._head_end(data):
+            if not self._feed_parser(data[:end]):
+                return False
+            if self._current_request is not None and self._current_request.chunked:
+                self._chunks = Chunks()
+            data = data[end:]
+        if self._chunks is not None:
+            return self._feed_chunks(self._chunks, self._begun + data)
+        return self._feed_parser(data)
+
+    def _head_end(self, data: bytes) -> int:
+        """Where in this data the head of a request with a chunked body ends; 0 when that is not certain.
+
+        A body's first chunk begins there. Where that is not known, the parser alone knows where a chunk ends.
+        """
+        if self._current_request is not None or data[:1] in b"\r\n":  # the end itself may have come in two parts
+            return 0
+        end = data.find(b"\r\n\r\n") + 4
+        return end if end > 3 and data.find(b"chunked", 0, end) > 0 else 0
+
+    def _feed_chunks(self, chunks: Chunks, data: bytes) -> bool:
+        spans, used = chunks.split(data, 0, len(data))
+        for start, stop in spans:
+            for at in range(start, stop, _SLICE):  # no piece is larger than the parser's are (exchange.Receiver)
+                self._on_body(data[at : min(at + _SLICE, stop)])
+        self._begun = data[used:]
+        if chunks.may_go_on(self._begun):
+            return True
+        if not chunks.is_between:
+            self._refuse(400, "a chunk is longer than its size")
+            return False
+        rest, self._begun, self._chunks = self._begun, b"", None
+        return self._feed_parser(rest)
+
+    def _feed_parser(self, data: bytes) -> bool:
+        """In slices: the parser moves all that it has not used yet each time it has used a chunk."""
         view = memoryview(data)
         for start in range(0, len(data), _SLICE):
             if self._callback_parser.is_complete:
@@ -120,6 +160,26 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             if not super()._feed_callback_parser(view[start : start + _SLICE]):
                 return False
         return True
+
+    def take_over(self, count: Callable[[int], None]) -> SocketInflow | None:
+        """The body from here on, for a thread (api/edge.Connection)."""
+        receiver = self._body_receiver
+        if self._chunks is None or self._is_ssl or self._half_closed or self.transport.is_closing():
+            return None
+        if receiver.buffered < _FAST:
+            return None
+
+        def give_back(payload: bytes, rest: bytes, taken: int) -> None:
+            count(taken)
+            receiver.feed(payload)
+            if not self._closed:
+                self.data_received(rest)
+                self._maybe_resume_reading()
+
+        self._pause_reading()
+        begun, self._begun = self._begun, b""
+        fd = self.transport.get_extra_info("socket").fileno()
+        return SocketInflow(fd, self._chunks, begun, receiver.take_all(), give_back)
 
     def _hold_early(self, data: bytes) -> None:
         """Keep what came before the loop of this connection has put the last request away.
@@ -184,6 +244,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._head_timer.cancel()
         self._framing = 0
         self._answering = False
+        self._chunks, self._begun = None, b""
         skip_body = super()._on_headers_complete()
         request = self._current_request
         try:

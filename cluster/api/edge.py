@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from cluster.errors import StorageError
-from cluster.registry.uploads import BodyEnded
+from cluster.registry.uploads import BodyEnded, Inflow
 
 Event = dict[str, Any]
 Scope = dict[str, Any]
@@ -72,6 +72,12 @@ class Connection(Protocol):
     @property
     def has_ended(self) -> bool:
         """Whether the client has gone, or sends nothing more."""
+
+    def take_over(self, count: Callable[[int], None]) -> Inflow | None:
+        """The body from here on, for a thread; None where it comes slowly, or not as plain chunks on a socket.
+
+        `count` hears how many bytes were taken. Nobody calls `receive` until it is given back.
+        """
 
 
 @dataclass(slots=True)
@@ -190,6 +196,7 @@ class _Exchange:
         self._sent = 0
         self._started = time.monotonic()
         self.request_id = edge.request_id(self._headers.get(b"x-request-id"))
+        scope["registry.take_over"] = self.take_over
 
     async def receive(self) -> Event:
         """The next piece of the body. BodyEnded when there is none although there should be."""
@@ -207,6 +214,13 @@ class _Exchange:
         self._received += len(event.get("body", b""))
         self._body_over = not event.get("more_body", False)
         return event
+
+    def take_over(self) -> Inflow | None:
+        """The body from here on, where the connection can give it; it is counted as if it had been received."""
+        return self._connection.take_over(self._count) if self._connection is not None else None
+
+    def _count(self, size: int) -> None:
+        self._received += size
 
     async def send(self, event: Event) -> None:
         """Pass an event on; ClientGone when nobody takes it."""

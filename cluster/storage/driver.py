@@ -45,7 +45,9 @@ class Changed(StorageError):
     """Bytes of an upload changed while it was committed: somebody else still writes them."""
 
 
-Observer = Callable[[bytes], object]
+Observer = Callable[[bytes | memoryview], object]
+Take = Callable[[int], bytes | memoryview]
+"""The next bytes, at most so many, if there are any now. Never waits. They stay as they are until the next call."""
 """Called with exactly the bytes that go to (or come from) storage, in order. May run in another thread."""
 
 
@@ -113,6 +115,12 @@ class SegmentWriter(Protocol):
 
     async def write(self, pieces: list[bytes]) -> None:
         """Append, and show the observer the same bytes, in order. When it fails, what was shown does not count."""
+
+    async def fill(self, take: Take) -> bool:
+        """Append what `take` gives until it gives nothing, or for long enough: True, ask again.
+
+        The observer and failures as with `write`; all of it takes place in one thread.
+        """
 
     async def seal(self) -> None:
         """Make it durable and publish it at its offset (rule U2). An empty one is only discarded.

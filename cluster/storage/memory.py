@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from cluster.oci.digest import Digest
 from cluster.storage import layout
-from cluster.storage.driver import LockTimeout, NotFound, Observer, OffsetTaken
+from cluster.storage.driver import LockTimeout, NotFound, Observer, OffsetTaken, Take
 
 _CHUNK = 256 * 1024
 
@@ -128,6 +128,9 @@ class _Session:
         return b"".join(parts)
 
 
+_UNIT = 64 * 1024  # bytes taken of a body at a time
+
+
 class _Writer:
     def __init__(self, uploads: MemoryUploads, path: str, offset: int, observe: Observer) -> None:
         self.size = 0
@@ -142,6 +145,11 @@ class _Writer:
             self._pieces.append(bytes(piece))
             self._observe(piece)
             self.size += len(piece)
+
+    async def fill(self, take: Take) -> bool:
+        while data := take(_UNIT):
+            await self.write([bytes(data)])
+        return False
 
     async def seal(self) -> None:
         session = self._uploads.session(self._path)

@@ -12,8 +12,8 @@ acknowledged is lost while the setting goes over the fleet.
 from __future__ import annotations
 
 from cluster.storage import layout
-from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter
-from cluster.storage.segments import SegmentUploads
+from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter, Take
+from cluster.storage.segments import TURN, UNIT, SegmentUploads
 from cluster.storage.threads import Tenure
 
 
@@ -38,6 +38,19 @@ class _DataWriter:
         self._observe(data)
         await writing
         self.size += len(data)
+
+    async def fill(self, take: Take) -> bool:
+        with self._tenure:
+            filling = self._uploads.threads.begin(self._fill, take)
+        return await filling
+
+    def _fill(self, take: Take) -> bool:
+        stop = self.size + TURN
+        while self.size < stop and (data := take(UNIT - (self._offset + self.size) % UNIT)):
+            self._observe(data)
+            self._uploads.disk.write_at(self._fd, data, self._offset + self.size)
+            self.size += len(data)
+        return self.size >= stop
 
     async def seal(self) -> None:
         with self._tenure:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter
+from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter, Take
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -40,6 +40,10 @@ _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
 _WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the sync at the end finds few left
 _GONE = "_gone."
+# Bytes written at once, at multiples of themselves. The page cache keeps them in a piece of that size; larger ones
+# are less work, but often of memory that nobody has touched for long, which a virtual machine must be given first.
+UNIT = 64 * 1024
+TURN = 8 * 1024 * 1024  # bytes after which an upload that fills a thread lets others have it
 
 
 class Segment(NamedTuple):
@@ -85,7 +89,20 @@ class _Writer:
         await writing
         self.size += len(data)
 
-    def _write(self, data: bytes) -> None:
+    async def fill(self, take: Take) -> bool:
+        with self._tenure:
+            filling = self._uploads.threads.begin(self._fill, take)
+        return await filling
+
+    def _fill(self, take: Take) -> bool:
+        stop = self.size + TURN
+        while self.size < stop and (data := take(UNIT - self.size % UNIT)):
+            self._observe(data)
+            self._write(data)
+            self.size += len(data)
+        return self.size >= stop
+
+    def _write(self, data: bytes | memoryview) -> None:
         disk, size = self._uploads.disk, self.size + len(data)
         disk.write(self._fd, data)
         if size - self._started >= _WRITEBACK:

@@ -208,3 +208,10 @@ def test_whatever_words_a_state_has_it_is_taken_up_and_goes_on(
     state = hasher.state()
     assert state is not None
     assert state[-8:] == struct.pack(">Q", offset + 4)
+
+
+@given(algorithms, st.binary(max_size=700))
+def test_a_view_of_a_buffer_is_hashed_as_its_bytes_are(algorithm: str, content: bytes) -> None:
+    hasher = new_hasher(algorithm)
+    hasher.update(memoryview(bytearray(b"before" + content + b"behind"))[6:-6])
+    assert hasher.hexdigest() == hashlib.new(algorithm, content).hexdigest()
