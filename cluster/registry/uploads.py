@@ -109,10 +109,14 @@ class UploadService:
                 raise refusal from None
 
     async def push(self, name: RepositoryName, digest: Digest, body: Body) -> Content:
-        """A whole blob in one request (OCI end-4b); refusals as `finish`, and no session stays behind."""
+        """A whole blob in one request (OCI end-4b); refusals as `finish`, and no session stays behind.
+
+        Nobody else knows the session, so rule U7 has nothing to say: bytes that are not those of the digest are
+        refused although the blob may be there already.
+        """
         state = await self.start(name, digest.algorithm)
         try:
-            return await self.finish(state, digest, body)
+            return await self._finish(state, digest, body)
         except RegistryError:
             await self._end(state)
             raise
