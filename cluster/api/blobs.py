@@ -64,7 +64,7 @@ class BlobResource:
             if not boundary:
                 start, stop = spans[0]
                 resp.set_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
-        if (whole := stream.whole()) is not None:  # as most manifests' configs are: cheaper than to be iterated
+        if (whole := await stream.whole()) is not None:  # as most configs are: cheaper than to be iterated
             resp.data = whole
             await stream.close()
         else:
@@ -124,10 +124,13 @@ class Stream:
             raise
         return stream
 
-    def whole(self) -> bytes | None:
+    async def whole(self) -> bytes | None:
         """All of the body, where its first piece is that."""
         first = self._first or b""
-        return first if len(first) == self.length else None
+        if len(first) != self.length:
+            return None
+        await anext(self._bytes, None)  # a generator that is left before its end costs a task of its own
+        return first
 
     def __aiter__(self) -> Stream:
         return self
