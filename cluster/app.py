@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from cluster.background import Background, Task
 from cluster.errors import ConfigError
 from cluster.identity import Identity, identify
 from cluster.logs import AccessLog
+from cluster.patterns import Pattern
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
 from cluster.registry.health import Health
@@ -106,9 +106,11 @@ def create_app(config: Config, parts: Parts) -> Application:
         prefix=config.http.prefix,
         relative=config.http.relativeurls,
         trusted_proxies=config.cluster.trustedproxies,
+        tell_clients="trustedproxies" in config.cluster.model_fields_set,
     )
     upload_urls = UploadUrls(urls, parts.secrets)
-    catalog, tags, referrers = Catalog(driver), TagStore(driver), Referrers(driver)
+    catalog, tags = Catalog(driver), TagStore(driver)
+    referrers = Referrers(driver, writable=not config.storage.maintenance.readonly.enabled)
     identity = parts.identity or identify(config, parts.secrets)
     blobs = BlobStore(driver, catalog, parts.state if _shares_descriptors(config) else None)
     uploads = UploadService(parts.uploads, blobs, hints=parts.state)
@@ -254,8 +256,8 @@ def _rules(config: Config) -> Rules:
     return Rules(
         disabled=validation.disabled,
         sparse=config.cluster.sparse,
-        urls_allow=tuple(re.compile(pattern) for pattern in validation.manifests.urls.allow),
-        urls_deny=tuple(re.compile(pattern) for pattern in validation.manifests.urls.deny),
+        urls_allow=tuple(Pattern(pattern) for pattern in validation.manifests.urls.allow),
+        urls_deny=tuple(Pattern(pattern) for pattern in validation.manifests.urls.deny),
         platforms=indexes.platforms,
         platform_list=frozenset((platform.architecture, platform.os) for platform in indexes.platformlist),
         classes=frozenset(config.policy.repository.classes),
@@ -315,15 +317,15 @@ def _background(config: Config, health: Health, purger: Purger, parts: Parts, id
 def _node(config: Config, identity: Identity) -> Node:
     """What this node tells the others of itself, now."""
     return Node(
-        identity.name,
-        _url(config),
-        identity.version,
-        os.getpgrp(),
-        identity.started,
-        time.time(),
-        identity.signs,
-        identity.accepts,
-        identity.mark,
+        name=identity.name,
+        url=_url(config),
+        version=identity.version,
+        pid=os.getpgrp(),
+        started=identity.started,
+        clock=time.time(),
+        signs=identity.signs,
+        accepts=identity.accepts,
+        storage=identity.mark,
     )
 
 

@@ -11,9 +11,10 @@ import time
 
 from cluster.auth import keyring, policy
 from cluster.auth.files import Watched
-from cluster.auth.policy import ACTIONS, ANONYMOUS, EVERY_ACCOUNT, Reason, Rules
+from cluster.auth.policy import ACTIONS, ANONYMOUS, EVERY_ACCOUNT, EVERYBODY, Reason, Rules
 from cluster.auth.tokens import LEEWAY, UPLOAD_LIMIT
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, NameInvalid
+from cluster.oci.reference import RepositoryName
 from cluster.settings import Config, TokenServer
 
 
@@ -53,11 +54,20 @@ def policy_of(config: Config) -> Rules:
     """The rules that nodes with this configuration go by. ConfigError."""
     if config.auth.token is not None and config.cluster.tokenserver is None:
         raise ConfigError(["auth.token: the tokens of another token server say who may what; nothing here does"])
+    if config.auth.token is None and config.auth.htpasswd is None:
+        return EVERYBODY
     return read_policy(config.cluster.policy) if config.cluster.policy else EVERY_ACCOUNT
 
 
 def explain(rules: Rules, user: str, repository: str) -> list[str]:
-    """Who may what with a repository, and by which rules; the user `anonymous` is whoever has no account."""
+    """Who may what with a repository, and by which rules; the user `anonymous` is whoever has no account.
+
+    ConfigError for what is no name of a repository: no rule is ever asked about it.
+    """
+    try:
+        RepositoryName.parse(repository)
+    except NameInvalid as error:
+        raise ConfigError([f"no repository can have this name: {error.detail}"]) from None
     reasons = rules.explain("" if user == ANONYMOUS else user, repository)
     allowed = [action for action in ACTIONS if reasons[action]]
     lines = [f"{user} may {', '.join(allowed) or 'do nothing'} in {repository}"]
@@ -68,6 +78,8 @@ def explain(rules: Rules, user: str, repository: str) -> list[str]:
 
 def _because(reason: Reason) -> str:
     through = f", as one of the group {reason.through}" if reason.through else ", by name"
+    if reason.rule.number == 0 and reason.through == ANONYMOUS:
+        return "there is no auth in the configuration: everybody may do everything"
     if reason.rule.number == 0:
         return f"there is no policy: every account may do everything{through}"
     return f"rule {reason.rule.number} (line {reason.rule.line}), {reason.pattern}{through}"

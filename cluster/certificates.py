@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.errors import ConfigError
-from cluster.settings import is_host_name
 from cluster.storage.disk import Disk, write_beside
+from cluster.values import is_host_name
 
 # No name ends in .key: docker and podman would take that for a client's, where they are given the whole directory.
 CA, CA_KEY = "ca.crt", "ca-key.pem"
@@ -79,7 +79,7 @@ def create(directory: str, what: Subject, *, force: bool = False) -> None:
         if found and not force:
             raise ConfigError(
                 [
-                    f"{directory}: {', '.join(found)} is there already: `registry-cluster certs renew {directory}` "
+                    f"{directory}: {', '.join(found)} already exist: `registry-cluster certs renew {directory}` "
                     "makes a new certificate of the same authority, --force a new authority"
                 ]
             )

@@ -1,6 +1,6 @@
 """TLS 1.2 cipher suites and TLS versions: the names that Distribution's configuration uses, which are Go's.
 
-Owns the tables alone; settings.py refuses other names, tls.py hands them to OpenSSL.
+Owns the tables alone; values.py refuses other names, tls.py hands them to OpenSSL.
 """
 
 from __future__ import annotations

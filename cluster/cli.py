@@ -1,17 +1,24 @@
-"""The command line: one verb for each thing that an operator does. Parses, calls, prints; decides nothing."""
+"""The command line: one verb for each thing that an operator does, its arguments, and the help that it gives.
+
+Owns the words alone; what they do is in verbs.py. Nothing is imported here that a help text does not need.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
-from cluster import __version__, config
+from cluster import __version__, config, verbs
 from cluster.errors import ConfigError
 
-Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse has no public name for it
+Run = Callable[[argparse.Namespace], int]
+
+_PLACES = ", else ".join(["$REGISTRY_CONFIGURATION_PATH", *map(str, config.PLACES)])
+_MOST_NODES = 100
+_LAST_PORT = 65535
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cluster.drill import command  # noqa: PLC0415 - only here
 
         return command.main(words[1:])
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    arguments = parser.parse_args(words)
     try:
         code: int = arguments.run(arguments)
     except ConfigError as error:
@@ -40,130 +51,180 @@ def _parser() -> argparse.ArgumentParser:
         prog="registry-cluster", description="An OCI and Docker registry served by several identical nodes."
     )
     parser.add_argument("--version", action="version", version=f"registry-cluster {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = verbs.add_parser("serve", help="run a node")
-    serve.add_argument(
-        "config", nargs="?", help="configuration file; default: where Distribution's images keep theirs"
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_config(_add(commands, "serve", verbs.run_serve, "run a node"))
+    _add_configuration(commands)
+    _add_config(_add(commands, "haproxy", verbs.run_haproxy, "print a configuration of HAProxy for the nodes"))
+    doctor = _add(
+        commands,
+        "doctor",
+        verbs.run_doctor,
+        "do the nodes agree on keys, storage, Redis, clocks and versions?",
+        "Asks the nodes that the configuration of one of them knows, and changes nothing. That of a node of `up` "
+        "is data/run/node-1.yml. Exit code 1 if a node disagrees.",
     )
-    serve.set_defaults(run=_serve)
-    configure = verbs.add_parser("config", help="look at a configuration").add_subparsers(
-        required=True, metavar="VERB"
-    )
-    check = configure.add_parser("check", help="say all that is wrong with a file; exit code 1 if anything is")
-    check.add_argument("config", nargs="?")
-    check.set_defaults(run=_check)
-    show = configure.add_parser(
-        "show", help="print what is in force, defaults and environment included, secrets hidden"
-    )
-    show.add_argument("config", nargs="?")
-    show.set_defaults(run=_show)
-    haproxy = verbs.add_parser("haproxy", help="print a configuration of HAProxy for the nodes")
-    haproxy.add_argument("config", nargs="?")
-    haproxy.set_defaults(run=_haproxy)
-    doctor = verbs.add_parser("doctor", help="do the nodes agree on keys, storage, Redis, clocks and versions?")
-    doctor.add_argument("config", nargs="?")
-    doctor.set_defaults(run=_doctor)
-    _add_certs(verbs)
-    _add_secret(verbs)
-    _add_user(verbs)
-    _add_authority(verbs)
-    _add_local(verbs)
-    verbs.add_parser("drill", help="break a cluster under load, and report what was lost: nothing")
+    _add_config(doctor)
+    _add_certs(commands)
+    _add_secret(commands)
+    _add_user(commands)
+    _add_tokenkey(commands)
+    _add_policy(commands)
+    _add_local(commands)
+    commands.add_parser("drill", help="break a cluster under load, and report whether anything was lost")
     return parser
 
 
-def _add_certs(verbs: Subparsers[argparse.ArgumentParser]) -> None:
+# -- How verbs are added
+
+
+def _add(commands: Verbs, name: str, run: Run, text: str, more: str = "") -> argparse.ArgumentParser:
+    """A verb; its own help says what the list of verbs says, and more."""
+    parser = commands.add_parser(name, help=text, description=_sentence(text, more))
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_group(commands: Verbs, name: str, text: str, metavar: str = "VERB") -> Verbs:
+    """A verb that has verbs of its own."""
+    parser = commands.add_parser(name, help=text, description=_sentence(text))
+    return parser.add_subparsers(required=True, metavar=metavar)
+
+
+def _add_steps(commands: Verbs, run: Run, steps: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
+    """Verbs that one function does, which is told by `step` which of them it is."""
+    parsers = {step: _add(commands, step, run, text) for step, text in steps.items()}
+    for step, parser in parsers.items():
+        parser.set_defaults(step=step)
+    return parsers
+
+
+def _add_config(parser: argparse.ArgumentParser, *, option: bool = False) -> None:
+    """The configuration, as the only argument of a verb or as an option of it."""
+    if option:
+        parser.add_argument("--config", metavar="FILE", help=f"configuration; default: {_PLACES}")
+    else:
+        parser.add_argument("config", nargs="?", metavar="CONFIG", help=f"configuration file; default: {_PLACES}")
+
+
+def _sentence(text: str, more: str = "") -> str:
+    end = "" if text.endswith("?") else "."
+    return f"{text[0].upper()}{text[1:]}{end} {more}".strip()
+
+
+def _nodes(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) <= _MOST_NODES):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number of nodes from 1 to {_MOST_NODES}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) <= _LAST_PORT):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a port from 1 to {_LAST_PORT}")
+    return int(text)
+
+
+# -- The verbs
+
+
+def _add_configuration(commands: Verbs) -> None:
+    configure = _add_group(commands, "config", "look at a configuration")
+    check = "say all that is wrong with a file; exit code 1 if anything is"
+    _add_config(_add(configure, "check", verbs.run_check, check))
+    show = "print what is in force, defaults and environment included, secrets hidden"
+    _add_config(_add(configure, "show", verbs.run_show, show))
+
+
+def _add_certs(commands: Verbs) -> None:
     """Certificates of a private authority."""
-    certs = verbs.add_parser("certs", help="make a private authority and a certificate, or renew the certificate")
+    text = "make a private authority and a certificate, or renew the certificate"
+    certs = _add(commands, "certs", verbs.run_certs, text)
     certs.add_argument("verb", nargs="?", choices=["renew"], help="a new certificate from the same authority")
     certs.add_argument("directory", help="where the files are")
     certs.add_argument("--name", action="append", default=[], help="a host name of the registry; may be repeated")
     certs.add_argument("--ip", action="append", default=[], help="an address of the registry; may be repeated")
-    certs.add_argument("--port", type=int, default=443, help="that clients use, for what is printed; default: 443")
+    certs.add_argument(
+        "--port", type=_port, default=443, help="that clients use, for what is printed; default: 443"
+    )
     certs.add_argument("--force", action="store_true", help="replace an authority that is there")
-    certs.set_defaults(run=_certs)
 
 
-def _add_secret(verbs: Subparsers[argparse.ArgumentParser]) -> None:
+def _add_secret(commands: Verbs) -> None:
     """The steps in the life of the secret that the nodes share."""
+    secret = _add_group(commands, "secret", "make and rotate the file of cluster.secretfile", "STEP")
     steps = {
         "init": "draw the secret, unless the file is there",
         "add": "rotate, 1 of 3: draw the next one; then restart the nodes",
         "promote": "rotate, 2 of 3: sign with the next one; then restart the nodes",
         "drop": "rotate, 3 of 3: forget the past one; then restart the nodes",
     }
-    secret = verbs.add_parser("secret", help="make and rotate the file of cluster.secretfile").add_subparsers(
-        required=True, metavar="STEP"
-    )
-    for step, text in steps.items():
-        verb = secret.add_parser(step, help=text)
-        verb.add_argument("file")
-        verb.set_defaults(run=_secret, step=step)
+    for step in _add_steps(secret, verbs.run_secret, steps).values():
+        step.add_argument("file", metavar="FILE", help="the file of cluster.secretfile")
 
 
-def _add_user(verbs: Subparsers[argparse.ArgumentParser]) -> None:
+def _add_user(commands: Verbs) -> None:
     """Accounts."""
-    user = verbs.add_parser("user", help="who may log in: the file of auth.htpasswd").add_subparsers(
-        required=True, metavar="VERB"
-    )
     steps = {
         "add": "add a user, or change a password; asks for it without showing it",
         "remove": "remove a user",
         "list": "print the users",
         "verify": "exit code 0 if a password is right",
     }
-    for step, text in steps.items():
-        verb = user.add_parser(step, help=text)
-        verb.set_defaults(run=_user, step=step)
-        verb.add_argument("--file", help="an htpasswd file; default: the one of the configuration")
-        verb.add_argument("--config", help="default: where Distribution's images keep theirs")
+    user = _add_group(commands, "user", "who may log in: the file of auth.htpasswd")
+    for step, parser in _add_steps(user, verbs.run_user, steps).items():
+        parser.add_argument("--file", help="an htpasswd file; default: the one of the configuration")
+        _add_config(parser, option=True)
         if step != "list":
-            verb.add_argument("user")
+            parser.add_argument("user", metavar="USER", help="the name of the account")
         if step in ("add", "verify"):
-            verb.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+            parser.add_argument(
+                "--password-stdin", action="store_true", help="read the password from standard input"
+            )
         if step == "add":
-            verb.add_argument("--cost", type=int, default=10, help="of bcrypt; default: 10")
-    verbs.add_parser("htpasswd", help="Apache's htpasswd, as far as guides use it: htpasswd -Bbn USER PASSWORD")
+            parser.add_argument("--cost", type=int, default=10, help="of bcrypt, from 4 to 17; default: 10")
+    commands.add_parser("htpasswd", help="Apache's htpasswd, as far as guides use it: htpasswd -Bbn USER PASSWORD")
 
 
-def _add_authority(verbs: Subparsers[argparse.ArgumentParser]) -> None:
-    """Signing keys and the policy."""
-    tokenkey = verbs.add_parser("tokenkey", help="the keys that sign tokens (cluster.tokenserver)").add_subparsers(
-        required=True, metavar="VERB"
-    )
+def _add_tokenkey(commands: Verbs) -> None:
+    """Signing keys."""
     steps = {
         "list": "print the keys, and what each does",
         "rotate": "add a key, which signs once all nodes have seen it, and remove those that are no longer needed",
         "retire": "remove a key before its time",
         "jwks": "print the public keys, for other registries that are to believe our tokens",
     }
-    for step, text in steps.items():
-        verb = tokenkey.add_parser(step, help=text)
-        verb.set_defaults(run=_tokenkey, step=step)
-        verb.add_argument("--config", help="default: where Distribution's images keep theirs")
+    tokenkey = _add_group(commands, "tokenkey", "the keys that sign tokens (cluster.tokenserver)")
+    for step, parser in _add_steps(tokenkey, verbs.run_tokenkey, steps).items():
+        _add_config(parser, option=True)
         if step == "retire":
-            verb.add_argument("key", help="its id, as list prints it")
-            verb.add_argument("--force", action="store_true", help="although tokens that it signed may be alive")
-    policy = verbs.add_parser("policy", help="who may do what (cluster.policy)").add_subparsers(
-        required=True, metavar="VERB"
-    )
-    check = policy.add_parser("check", help="say all that is wrong with a file; exit code 1 if anything is")
-    check.add_argument("file")
-    check.set_defaults(run=_policy_check)
-    explain = policy.add_parser("explain", help="say what a user may do with a repository, and by which rules")
-    explain.add_argument("user", help="an account, or anonymous: whoever has none")
-    explain.add_argument("repository")
+            parser.add_argument("key", metavar="KEY", help="its id, as list prints it")
+            parser.add_argument("--force", action="store_true", help="even if tokens signed by it are still valid")
+
+
+def _add_policy(commands: Verbs) -> None:
+    """Who may do what."""
+    policy = _add_group(commands, "policy", "who may do what (cluster.policy)")
+    text = "say all that is wrong with a file; exit code 1 if anything is"
+    check = _add(policy, "check", verbs.run_policy_check, text)
+    check.add_argument("file", metavar="FILE", help="the file of cluster.policy")
+    text = "say what a user may do with a repository, and by which rules"
+    explain = _add(policy, "explain", verbs.run_policy_explain, text)
+    explain.add_argument("user", metavar="USER", help="an account, or anonymous: whoever has none")
+    explain.add_argument("repository", metavar="REPOSITORY", help="its name, such as team/app")
     explain.add_argument("--file", help="a policy; default: the one of the configuration")
-    explain.add_argument("--config", help="default: where Distribution's images keep theirs")
-    explain.set_defaults(run=_policy_explain)
+    _add_config(explain, option=True)
 
 
-def _add_local(verbs: Subparsers[argparse.ArgumentParser]) -> None:
+def _add_local(commands: Verbs) -> None:
     """The commands for a whole cluster on this machine."""
-    up = verbs.add_parser("up", help="run nodes, Redis and HAProxy on this machine, until Ctrl-C")
-    up.add_argument("--nodes", type=int, default=3, help="default: 3")
-    up.add_argument("--port", type=int, default=5000, help="where clients go; default: 5000")
-    up.add_argument("--config", help="a configuration that every node gets, with its own address and name put in")
+    text = "run a cluster on this machine, until Ctrl-C: nodes, Redis and HAProxy"
+    up = _add(commands, "up", verbs.run_up, text, "Use a second terminal for everything else.")
+    up.add_argument("--nodes", type=_nodes, default=3, help=f"from 1 to {_MOST_NODES}; default: 3")
+    up.add_argument("--port", type=_port, default=5000, help="where clients go; default: 5000")
+    up.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a configuration that every node gets, with its own address and name put in; default: none",
+    )
     up.add_argument("--tls", action="store_true", help="with certificates of an authority of its own")
     up.add_argument(
         "--auth",
@@ -173,201 +234,23 @@ def _add_local(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         choices=["htpasswd", "token"],
         help="with an account: by password, or by tokens that the cluster issues; default: htpasswd",
     )
-    up.add_argument("--places", metavar="FILE", help="where each part runs (JSON), as drills prepare it")
-    up.set_defaults(run=_up)
-    status = verbs.add_parser("status", help="what a cluster of `up` is made of, and how it does")
-    status.set_defaults(run=_status)
-    drain = verbs.add_parser("drain", help="send no new client to a node of `up`")
+    up.add_argument("--places", help=argparse.SUPPRESS)  # where each part runs (JSON), as drills prepare it
+    text = "show the processes of a cluster on this machine (of `up`) and their health; exit code 1: a node is down"
+    status = _add(commands, "status", verbs.run_status, text)
+    drain = _add(
+        commands, "drain", verbs.run_drain, "send no new client to a node of a cluster on this machine (of `up`)"
+    )
     drain.add_argument("nodes", nargs="+", metavar="NODE", help="its name; with --socket, its address too")
     drain.add_argument("--undo", action="store_true", help="send clients to it again")
-    drain.set_defaults(run=_drain)
-    restart = verbs.add_parser("restart", help="restart the nodes of `up`, one after the other")
-    restart.add_argument("--rolling", action="store_true", required=True)
-    restart.set_defaults(run=_restart)
+    text = "restart the nodes of a cluster on this machine (of `up`)"
+    restart = _add(commands, "restart", verbs.run_restart, text)
+    restart.add_argument(
+        "--rolling",
+        action="store_true",
+        required=True,
+        help="one after the other, each drained first: the only mode",
+    )
     for verb in (status, drain):
         verb.add_argument("--socket", help="ask the HAProxy with this stats socket, wherever its nodes run")
     for verb in (up, status, drain, restart):
-        verb.add_argument("--data", default="data", help="the cluster's directory; default: ./data")
-
-
-def _find(arguments: argparse.Namespace) -> Path:
-    return config.find(arguments.config, os.environ)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    from cluster.serve import serve  # noqa: PLC0415 - the other commands start faster without the server
-
-    loaded = config.load(_find(arguments), os.environ)
-    for warning in loaded.warnings:
-        print(f"registry-cluster: warning: {warning}", file=sys.stderr)
-    serve(loaded.config)
-    return 0
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    path = _find(arguments)
-    problems = config.check(path, os.environ)
-    for problem in problems:
-        print(problem)
-    if not problems:
-        print(f"{path}: no problems")
-    return 1 if problems else 0
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    print(config.show(config.load(_find(arguments), os.environ).config), end="")
-    return 0
-
-
-def _haproxy(arguments: argparse.Namespace) -> int:
-    from cluster import haproxy  # noqa: PLC0415 - the other commands start faster without the template engine
-
-    settings = config.load(_find(arguments), os.environ).config.cluster
-    print(haproxy.render(settings, haproxy.names_of(settings)), end="")
-    return 0
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster import doctor, serve, tls  # noqa: PLC0415 - the other commands start faster without the server
-
-    settings = config.load(_find(arguments), os.environ).config
-    keys = serve.key_ring(settings)
-    trust = tls.client_context(settings.cluster.tls)
-    heartbeats = doctor.listen(settings.redis, keys)
-    if heartbeats is not None:
-        print(f"redis: {f'not reached: {heartbeats.trouble}' if heartbeats.trouble else 'answers'}")
-    standing = serve.standing(settings, keys)
-    findings = doctor.compare(*standing, settings.cluster.nodes, trust, heartbeats, starting=False)
-    for finding in findings:
-        state = f"not reached: {finding.unreached}" if finding.node is None else "agrees"
-        print(f"{finding.name}: {'disagrees' if finding.refusals else state}")
-        for text in (*finding.refusals, *finding.warnings):
-            print(f"  {text}")
-    if not findings:
-        print("no other node is known: cluster.nodes names none, and no heartbeat of one is in Redis")
-    return 1 if any(finding.refusals for finding in findings) else 0
-
-
-def _certs(arguments: argparse.Namespace) -> int:
-    from cluster import certificates, trust  # noqa: PLC0415 - the other commands start faster without cryptography
-
-    directory = os.path.abspath(arguments.directory)
-    if arguments.verb == "renew":
-        if arguments.name or arguments.ip or arguments.force:
-            raise ConfigError(["certs renew keeps names, addresses and authority: wanted no --name, --ip, --force"])
-        certificates.renew(directory)
-    else:
-        what = certificates.subject(arguments.name, arguments.ip)
-        certificates.create(directory, what, force=arguments.force)
-    what, end = certificates.look(directory)
-    print(f"a certificate for {', '.join(what.hosts)}, until {end:%Y-%m-%d}")
-    if arguments.verb is None:
-        print("\n".join(trust.instructions(directory, what.hosts, arguments.port)))
-    return 0
-
-
-def _secret(arguments: argparse.Namespace) -> int:
-    from cluster import secretfile  # noqa: PLC0415 - only here
-
-    steps = {
-        "init": secretfile.init,
-        "add": secretfile.add,
-        "promote": secretfile.promote,
-        "drop": secretfile.drop,
-    }
-    if steps[arguments.step](arguments.file) is False:
-        print(f"{arguments.file}: is there, and is left as it is")
-    return 0
-
-
-def _user(arguments: argparse.Namespace) -> int:
-    from cluster import users  # noqa: PLC0415 - only here
-
-    path = arguments.file or users.file_of(config.load(_find(arguments), os.environ).config)
-    from_stdin = getattr(arguments, "password_stdin", False)
-    if arguments.step == "add":
-        print(users.add(path, arguments.user, cost=arguments.cost, from_stdin=from_stdin))
-    elif arguments.step == "remove":
-        print(users.remove(path, arguments.user))
-    elif arguments.step == "list":
-        print("\n".join(users.describe(path)))
-    elif not users.verify(path, arguments.user, from_stdin=from_stdin):
-        print(f"{arguments.user}: the password is wrong")
-        return 1
-    else:
-        print(f"{arguments.user}: the password is right")
-    return 0
-
-
-def _tokenkey(arguments: argparse.Namespace) -> int:
-    from cluster import authority  # noqa: PLC0415 - the other commands start faster without cryptography
-
-    settings = config.load(_find(arguments), os.environ).config
-    if arguments.step == "retire":
-        lines = authority.retire_key(settings, arguments.key, force=arguments.force)
-    else:
-        steps = {"list": authority.list_keys, "rotate": authority.rotate_keys, "jwks": authority.print_key_set}
-        lines = steps[arguments.step](settings)
-    print("\n".join(lines))
-    return 0
-
-
-def _policy_check(arguments: argparse.Namespace) -> int:
-    from cluster import authority  # noqa: PLC0415 - as above
-
-    authority.read_policy(arguments.file)
-    print(f"{arguments.file}: no problems")
-    return 0
-
-
-def _policy_explain(arguments: argparse.Namespace) -> int:
-    from cluster import authority  # noqa: PLC0415 - as above
-
-    if arguments.file:
-        rules = authority.read_policy(arguments.file)
-    else:
-        rules = authority.policy_of(config.load(_find(arguments), os.environ).config)
-    print("\n".join(authority.explain(rules, arguments.user, arguments.repository)))
-    return 0
-
-
-def _up(arguments: argparse.Namespace) -> int:
-    import asyncio  # noqa: PLC0415 - only here
-
-    from cluster import local, places, protect  # noqa: PLC0415 - only here
-
-    base = local.read_base(arguments.config) if arguments.config else None
-    prepared = places.read(arguments.places) if arguments.places else None
-    protection = protect.Protection(os.path.abspath(arguments.data), arguments.tls, arguments.auth)
-    cluster = local.LocalCluster(
-        nodes=arguments.nodes, port=arguments.port, protection=protection, base=base, places=prepared
-    )
-    asyncio.run(cluster.run())
-    return 0
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    from cluster import operate  # noqa: PLC0415 - only here
-
-    lines = operate.seen_by(arguments.socket) if arguments.socket else operate.status(arguments.data)
-    print("\n".join(lines))
-    return 0
-
-
-def _drain(arguments: argparse.Namespace) -> int:
-    from cluster import haproxy, operate  # noqa: PLC0415 - only here
-
-    for node in arguments.nodes:
-        if arguments.socket:
-            runtime = haproxy.Runtime(arguments.socket)
-            (runtime.ready if arguments.undo else runtime.drain)(node)
-        else:
-            (operate.undrain if arguments.undo else operate.drain)(arguments.data, node)
-    return 0
-
-
-def _restart(arguments: argparse.Namespace) -> int:
-    from cluster import operate  # noqa: PLC0415 - only here
-
-    operate.restart_rolling(arguments.data)
-    return 0
+        verb.add_argument("--data", metavar="DIR", default="data", help="the cluster's directory; default: ./data")

@@ -19,12 +19,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.app import data_directory
 from cluster.errors import StateError
-from cluster.identity import Identity, read_mark
-from cluster.settings import Redis
+from cluster.identity import Identity, identify, read_mark
+from cluster.settings import Config, Redis
 from cluster.state.build import open_store, servers
 from cluster.state.keys import NODE_TTL
 from cluster.state.store import Node
+from cluster.storage import layout
+from cluster.tls import client_context
 
 _TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
@@ -62,6 +65,35 @@ class Finding:
     def mark(self) -> str:
         """What its present life is known by; empty while that is not known."""
         return str(self.node.get("mark", "")) if self.node else self.heartbeat.storage if self.heartbeat else ""
+
+
+def examine(config: Config, keys: Sequence[bytes]) -> tuple[list[str], bool]:
+    """What somebody finds who looks with the configuration of a node: the lines to print, and whether all agree.
+
+    `keys`: the node's key ring. Changes nothing. ConfigError.
+    """
+    trust = client_context(config.cluster.tls)
+    heartbeats = listen(config.redis, keys)
+    lines = []
+    if heartbeats is not None:
+        lines.append(f"redis: {f'not reached: {heartbeats.trouble}' if heartbeats.trouble else 'answers'}")
+    findings = compare(*standing(config, keys), config.cluster.nodes, trust, heartbeats, starting=False)
+    for finding in findings:
+        lines += _told(finding)
+    if not findings:
+        lines.append("no other node is known: cluster.nodes names none, and no heartbeat of one is in Redis")
+    return lines, not any(finding.refusals for finding in findings)
+
+
+def _told(finding: Finding) -> list[str]:
+    state = f"not reached: {finding.unreached}" if finding.node is None else "agrees"
+    head = f"{finding.name}: {'disagrees' if finding.refusals else state}"
+    return [head, *(f"  {text}" for text in (*finding.refusals, *finding.warnings))]
+
+
+def standing(config: Config, keys: Sequence[bytes]) -> tuple[Identity, str | None]:
+    """What the other nodes are compared with: this node's identity, and its data directory if it has one."""
+    return identify(config, keys), data_directory(config) if config.storage.driver == "filesystem" else None
 
 
 def listen(section: Redis | None, secrets: Sequence[bytes]) -> Heartbeats | None:
@@ -193,7 +225,7 @@ def _compare_keys(me: Identity, node: dict[str, Any]) -> list[str]:
 def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[str]:
     if read_mark(directory, name) == node.get("mark"):
         return []
-    return [f"it works on another storage: its mark is not in {directory}/_cluster/nodes (the same mount on both?)"]
+    return [f"it works on another storage: its mark is not in {directory}/{layout.NODES} (the same mount on both?)"]
 
 
 def _compare_versions(me: Identity, node: dict[str, Any]) -> list[str]:

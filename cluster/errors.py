@@ -8,15 +8,15 @@ because the two are one decision. OCI's codes and Distribution's few own ones:
     ├── NameUnknown                   NAME_UNKNOWN 404            ├── Denied           DENIED 403
     ├── TagInvalid                    TAG_INVALID 400             │   └── PreconditionFailed      412
     ├── DigestInvalid                 DIGEST_INVALID 400          ├── Unsupported      UNSUPPORTED 405
-    ├── SizeInvalid                   SIZE_INVALID 400            ├── TooManyRequests  TOOMANYREQUESTS 429
-    │   └── TooLarge                               413            ├── Unavailable      UNAVAILABLE 503
-    ├── RangeInvalid                  RANGE_INVALID 416           └── Unknown          UNKNOWN 500
-    ├── PaginationInvalid             PAGINATION_NUMBER_INVALID 400
-    ├── ManifestInvalid               MANIFEST_INVALID 400
-    │   ├── ManifestTooLarge                       413
-    │   └── TooManyTags                            414
-    ├── ManifestUnknown               MANIFEST_UNKNOWN 404
-    ├── ManifestBlobUnknown           MANIFEST_BLOB_UNKNOWN 400
+    ├── SizeInvalid                   SIZE_INVALID 400            │   ├── BadRequest              400
+    │   └── TooLarge                               413            │   ├── NoSuchRoute             404
+    ├── RangeInvalid                  RANGE_INVALID 416           │   ├── RequestTimeout          408
+    ├── PaginationInvalid             PAGINATION_NUMBER_INVALID 400│   ├── TargetTooLong           414
+    ├── ManifestInvalid               MANIFEST_INVALID 400        │   ├── HeadTooLarge            431
+    │   ├── ManifestTooLarge                       413            │   └── CodingUnsupported       501
+    │   └── TooManyTags                            414            ├── TooManyRequests  TOOMANYREQUESTS 429
+    ├── ManifestUnknown               MANIFEST_UNKNOWN 404        ├── Unavailable      UNAVAILABLE 503
+    ├── ManifestBlobUnknown           MANIFEST_BLOB_UNKNOWN 400   └── Unknown          UNKNOWN 500
     ├── BlobUnknown                   BLOB_UNKNOWN 404
     ├── UploadUnknown                 BLOB_UPLOAD_UNKNOWN 404
     └── UploadInvalid                 BLOB_UPLOAD_INVALID 404
@@ -145,6 +145,30 @@ class PreconditionFailed(Denied):
 
 class Unsupported(RegistryError):
     code, status, message = "UNSUPPORTED", 405, "the operation is unsupported"
+
+
+class BadRequest(Unsupported):
+    status, message = 400, "the request cannot be read"
+
+
+class NoSuchRoute(Unsupported):
+    status, message = 404, "no such route"
+
+
+class RequestTimeout(Unsupported):
+    status, message = 408, "the request did not come in time"
+
+
+class TargetTooLong(Unsupported):
+    status, message = 414, "the request's target is too long"
+
+
+class HeadTooLarge(Unsupported):
+    status, message = 431, "the request's head is too large"
+
+
+class CodingUnsupported(Unsupported):
+    status, message = 501, "the request's body is in a coding that is not undone here"
 
 
 class TooManyRequests(RegistryError):

@@ -8,11 +8,16 @@ returns when it has answered.
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.asgi import protocol
+from gunicorn.asgi.parser import InvalidHeader, UnsupportedTransferCoding
 from gunicorn.asgi.protocol import BodyReceiver
 
 from cluster.api.edge import Event, Header
@@ -20,6 +25,15 @@ from cluster.api.edge import Event, Header
 # Bytes after which a piece of a body grows no more. The parser is fed 16 KiB at a time, so a piece has 192 KiB at
 # most, and an upload that takes it holds less than 64 KiB of others (promise P7).
 _PIECE = 176 * 1024
+_BUFFER = 256 * 1024  # bytes taken off a socket at a time (promise P7)
+# Seconds before each look for more, until there is as much as is wanted. For a client that is a little slower than
+# storage to be waited for on the event loop would cost more; and a slow one does not keep a thread by them.
+_PAUSES = (0, 0.0005, 0.0005, 0.0005)
+_CRLF = b"\r\n"
+_PLAIN = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")  # the line before a chunk
+_BEGINNING = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}\r")
+# The names of the registry of RFC 9110; gunicorn has some of them, and calls the others "Unknown".
+protocol._REASON_PHRASES.update({status.value: status.phrase for status in HTTPStatus})
 _ORIGIN = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
@@ -34,6 +48,157 @@ def strip_origin(request: Any) -> None:
     request.headers_bytes = [*others, (b"host", match[1].rpartition(b"@")[2])]
 
 
+def check_head(request: Any) -> None:
+    """What the parsers let pass, and must not. InvalidHeader, UnsupportedTransferCoding."""
+    headers = request.headers_bytes
+    for name, value in headers:
+        # The parser makes a header without a name of a folded line, and counts lengths modulo 2**64:
+        # whatever stands in front of us reads both otherwise, and takes the rest for another request.
+        if not name or (len(value) > 18 and name == b"content-length"):
+            raise InvalidHeader("a folded header line, or a Content-Length that is no length")
+    if (not headers or headers[0][0] != b"host") and request.version >= (1, 1) and not _has_host(headers):
+        raise InvalidHeader("no Host (RFC 9112 section 3.2)")
+    if request.chunked and any(
+        name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in headers
+    ):
+        raise UnsupportedTransferCoding("only chunked is undone here (RFC 9112 section 6.1)")
+
+
+def _has_host(headers: list[Header]) -> bool:
+    return any(name == b"host" for name, _ in headers)
+
+
+class Chunks:
+    """How far a chunked body has come, as long as its chunks are plain: a size, CRLF, that many bytes, CRLF.
+
+    Most bodies consist of nothing else. These bytes go past the parser, which would look at each and copy it three
+    times. It still decides all that is not plain: extensions, the last chunk, trailers, every size that is none. It
+    has not seen the chunks before that, so this begins and ends between two chunks.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = 0  # bytes of the chunk under way that have not come yet, its CRLF included
+
+    def split(self, data: bytes | bytearray, at: int, stop: int) -> tuple[list[tuple[int, int]], int]:
+        """Where in `data[at:stop]` the payload lies, and where that begins which was not used: it is not plain."""
+        spans = []
+        while at < stop:
+            if not self._left:
+                line = _PLAIN.match(data, at, stop)
+                if line is None or not (size := int(line[1], 16)):
+                    break
+                self._left = size + 2
+                at = line.end()
+            elif self._left > 2:
+                size = min(self._left - 2, stop - at)
+                spans.append((at, at + size))
+                self._left -= size
+                at += size
+            elif data[at] == _CRLF[-self._left]:
+                self._left -= 1
+                at += 1
+            else:
+                break
+        return spans, at
+
+    def may_go_on(self, rest: bytes) -> bool:
+        """Whether a plain chunk may become of what was not used, when more comes."""
+        return not rest or (not self._left and _BEGINNING.fullmatch(rest) is not None)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the parser can go on from here."""
+        return not self._left
+
+
+GiveBack = Callable[[bytes, bytes, int], None]
+
+
+class SocketInflow:
+    """A body taken straight off its socket into one buffer, in the thread that stores it.
+
+    The event loop does not read meanwhile, nor does it look at what is here.
+    """
+
+    def __init__(self, fd: int, chunks: Chunks, begun: bytes, waiting: list[bytes], give_back: GiveBack) -> None:
+        """`waiting` are pieces that came before, `begun` is what came behind them of the next chunk's line.
+
+        `give_back` hears which payload was not taken, what follows it as it came, and how much was taken.
+        """
+        self._fd = os.dup(fd)
+        self._chunks = chunks
+        self._waiting = waiting[::-1]
+        self._give_back = give_back
+        self._buffer = bytearray(begun)  # grows when all that waited has been taken
+        self._given = self._ready = 0  # payload lies at the front: what was given, and what was not
+        self._used = 0  # from here on lies what came behind it
+        self._filled = len(begun)
+        self._taken = 0
+        self._is_slow = False
+
+    def take(self, most: int) -> bytes | memoryview:
+        data = self._take_waiting(most) if self._waiting else self._read(most)
+        self._taken += len(data)
+        return data
+
+    def _take_waiting(self, most: int) -> bytes:
+        piece = self._waiting.pop()
+        if len(piece) > most:
+            self._waiting.append(piece[most:])
+        return piece[:most]
+
+    def _read(self, most: int) -> memoryview:
+        """Payload, moved together: to hash and to write it are one call each then."""
+        if len(self._buffer) < _BUFFER:
+            self._buffer = self._buffer.ljust(_BUFFER, b"\0")
+        view = memoryview(self._buffer)
+        if self._ready - self._given < most and not self._is_slow:
+            self._fill(view, most)
+        start, self._given = self._given, min(self._given + most, self._ready)
+        return view[start : self._given]
+
+    def _fill(self, view: memoryview, most: int) -> None:
+        """Have as much payload as that, and what else has come."""
+        ready = self._move(view, 0, self._given, self._ready)
+        for pause in _PAUSES:
+            if pause:
+                time.sleep(pause)
+            raw = self._move(view, ready, self._used, self._filled)
+            self._filled = raw + self._receive(view[raw:])
+            spans, self._used = self._chunks.split(self._buffer, ready, self._filled)
+            for start, stop in spans:
+                ready = self._move(view, ready, start, stop)
+            if ready >= most or self._used < self._filled:
+                break
+        self._given, self._ready = 0, ready
+        self._is_slow = ready < most
+
+    @staticmethod
+    def _move(view: memoryview, to: int, start: int, stop: int) -> int:
+        end = to + stop - start
+        view[to:end] = view[start:stop]
+        return end
+
+    def _receive(self, view: memoryview) -> int:
+        size = 0
+        try:
+            while size < len(view) and (count := os.readv(self._fd, [view[size:]])):
+                size += count
+        except OSError:  # nothing now; or the connection broke, which the event loop will hear of, too
+            pass
+        return size
+
+    def give_back(self) -> None:
+        payload = b"".join(reversed(self._waiting)) + self._buffer[self._given : self._ready]
+        self._give_back(payload, bytes(self._buffer[self._used : self._filled]), self._taken)
+
+    def __del__(self) -> None:
+        # Not sooner: a thread may be reading although nobody waits for it any more.
+        os.close(self._fd)
+
+
 class Receiver(BodyReceiver):  # type: ignore[misc]
     """The body of one request.
 
@@ -43,9 +208,17 @@ class Receiver(BodyReceiver):  # type: ignore[misc]
 
     __slots__ = ()
     _waiter: Any
+    _buffered: Any
 
     async def receive(self) -> Any:
         return self._pop_chunk() if self._chunks else await super().receive()
+
+    def take_all(self) -> list[bytes]:
+        """All that has come and was not handed out."""
+        chunks = list(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        return chunks
 
     def _build_receive_result(self) -> Any:
         return self._pop_chunk() if self._chunks else super()._build_receive_result()
@@ -135,6 +308,8 @@ class Answer:
         self._keeps = not closes and not self._connection._will_close(request, False)
         if not closes and not self._keeps:
             lines.append(b"Connection: close\r\n")
+        elif self._keeps and request.version < (1, 1):  # it would wait for the end otherwise (RFC 9112 section 9.3)
+            lines.append(b"Connection: keep-alive\r\n")
         usual: bytes = protocol._CACHED_SERVER_HEADER + protocol._get_cached_date_header()
         return _checked(lines) + usual + b"\r\n"
 

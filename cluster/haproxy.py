@@ -1,7 +1,7 @@
 """HAProxy in front of the nodes: its configuration, made from ours, and what can be asked of a running one.
 
 Owns haproxy/haproxy.cfg.j2 and the words of HAProxy's runtime socket. Starts no process and reads no file of the
-user's. What a value may look like is in cluster/settings.py; here is what no single value shows.
+user's. What a value may look like is in cluster/values.py; here is what no single value shows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 import jinja2
 
-from cluster.errors import ConfigError, RegistryError, Unavailable, Unknown, Unsupported
-from cluster.settings import Cluster, Haproxy, is_host_name
+from cluster.errors import BadRequest, ConfigError, RegistryError, RequestTimeout, Unavailable, Unknown
+from cluster.settings import Cluster, Haproxy
+from cluster.values import is_host_name
 
 BACKEND: Final = "nodes"
 FALLBACK: Final = "unavailable"  # the server that answers when no node is up
@@ -168,9 +169,9 @@ def _time(seconds: float) -> str:
 
 def _errors() -> dict[int, str]:
     """The answers that are HAProxy's own. None holds a single quote, the only character that would end the text."""
-    unread: RegistryError = Unsupported("the request cannot be read, or did not come in time")
     nobody = Unavailable("no node can answer now: try again later")
-    refusals = {400: unread, 408: unread, 500: Unknown(), 502: nobody, 503: nobody, 504: nobody}
+    refusals: dict[int, RegistryError] = {502: nobody, 503: nobody, 504: nobody}
+    refusals = {error.status: error for error in (BadRequest(), RequestTimeout(), Unknown())} | refusals
     return {status: json.dumps({"errors": [refusal.to_dict()]}) for status, refusal in refusals.items()}
 
 

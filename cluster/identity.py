@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster import __version__
 from cluster.settings import Config
+from cluster.storage import layout
 
 _SALT = b"registry-cluster: fingerprint of a key"
 
@@ -60,7 +61,7 @@ def fingerprint(key: bytes) -> str:
 def mark_path(directory: str, name: str) -> str:
     """Where the mark of a node lies, below the data directory."""
     safe = "".join(char if char.isalnum() or char in "-._" else "_" for char in name)[:200]
-    return f"{directory}/_cluster/nodes/{safe}"
+    return f"{directory}/{layout.NODES}/{safe}"
 
 
 def write_mark(directory: str, identity: Identity) -> None:

@@ -18,7 +18,8 @@ from cluster.tls import ServedCertificate, alert_of
 PLAIN_HTTP = "Client sent an HTTP request to an HTTPS server."  # Go's words, which people search for
 _HANDSHAKE = b"\x16"  # the first byte of TLS: a record of the type handshake (RFC 8446 section 5.1)
 _PROXY = b"\r\n\r\n\0\r\nQUIT\n"  # how a PROXY header of version 2 begins
-_PROXY_LIMIT = 2048  # bytes of addresses and of what else a balancer may tell
+_PROXY_START = 16  # bytes, whose last two say how many follow
+_PROXY_LIMIT = 2064  # bytes of a header with the addresses and what else a balancer may tell
 _PIECE = 16 * 1024  # bytes of what is thrown away at a time
 _PAUSE = 1.0  # seconds without accepting when the system has no room for another connection
 
@@ -148,23 +149,38 @@ async def _peek(connection: socket.socket) -> bytes:
     return connection.recv(1, socket.MSG_PEEK)
 
 
-def beyond_proxy_header(data: bytes) -> bytes:
-    """What comes behind the PROXY header of version 2 that the first bytes of a connection may begin with.
+def beginning(data: bytes, *, proxied: bool) -> bytes | None:
+    """What the first request begins with, in the first bytes of a connection; None while that cannot be told.
 
-    All of it where the header is of another form, or has not come whole.
+    Before it there may be the PROXY header of version 2, where `proxied` says so, and an empty line (RFC 9112,
+    section 2.2). A header that is too long counts as the request's own.
     """
-    if not data.startswith(_PROXY) or len(data) < 16:
-        return data
-    return data[size:] if len(data) >= (size := 16 + int.from_bytes(data[14:16], "big")) else data
+    if proxied and _is_part_of_proxy_header(data):
+        return None
+    if proxied and data.startswith(_PROXY) and _proxy_header_size(data) <= _PROXY_LIMIT:
+        data = data[_proxy_header_size(data) :]
+    if data in (b"\r", b"\r\n"):
+        return None
+    return data[2:] if data.startswith(b"\r\n") else data
+
+
+def _is_part_of_proxy_header(data: bytes) -> bool:
+    if len(data) < _PROXY_START:
+        return _PROXY.startswith(data[: len(_PROXY)]) and data != b""
+    return data.startswith(_PROXY) and len(data) < _proxy_header_size(data) <= _PROXY_LIMIT
+
+
+def _proxy_header_size(data: bytes) -> int:
+    return _PROXY_START + int.from_bytes(data[_PROXY_START - 2 : _PROXY_START], "big")
 
 
 async def _proxy_header(connection: socket.socket) -> bytes:
     """A whole PROXY header of version 2, as it came. OSError when it is none."""
-    start = await _exactly(connection, 16)
-    length = int.from_bytes(start[14:], "big")
-    if not start.startswith(_PROXY) or length > _PROXY_LIMIT:
+    start = await _exactly(connection, _PROXY_START)
+    size = _proxy_header_size(start)
+    if not start.startswith(_PROXY) or size > _PROXY_LIMIT:
         raise ConnectionAbortedError("wanted a PROXY header of version 2, or TLS")
-    return start + await _exactly(connection, length)
+    return start + await _exactly(connection, size - len(start))
 
 
 async def _exactly(connection: socket.socket, size: int) -> bytes:

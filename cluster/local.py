@@ -1,8 +1,8 @@
 """`registry-cluster up`: several nodes, Redis and HAProxy on one machine, as real processes, for one person.
 
-Decides what runs and with which configuration, and keeps `cluster.json` true. Each node is `registry-cluster serve`
-in a process group of its own, as it would run anywhere else. The processes are kept by supervisor.py, certificates
-and accounts are made by protect.py, operations on a running cluster are in operate.py.
+Decides what runs, and keeps `cluster.json` true. Each node is `registry-cluster serve` in a process group of its
+own, as it would run anywhere else. What the parts are told is in blueprint.py, their processes are kept by
+supervisor.py, certificates and accounts are made by protect.py, operations on what runs are in operate.py.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from cluster.blueprint import Blueprint
 from cluster.errors import ConfigError
-from cluster.places import Place, laid_over
+from cluster.places import Place
 from cluster.protect import USER, Protection
 from cluster.supervisor import Child, Supervisor, say
 from cluster.trust import reference_host
+from cluster.values import SOCKET_PATH_LIMIT
 
 STATE = "cluster.json"
+DATA = "data"
+"""The directory of a cluster, where no other is named."""
 _HOST = "127.0.0.1"
-_SOCKET_NAME = 80  # characters
 
 
 class LocalCluster:
@@ -46,8 +47,11 @@ class LocalCluster:
         protection: Protection,
         base: Mapping[str, Any] | None = None,
         places: Mapping[str, Place] | None = None,
+        program: str = "registry-cluster",
     ) -> None:
+        """`program` is how a person types this one."""
         self._protection = protection
+        self._program = program
         self._password: str | None = None  # of an account that was made just now
         self._directory = os.path.abspath(protection.directory)
         self._run = f"{self._directory}/run"
@@ -104,7 +108,25 @@ class LocalCluster:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
             say("redis-server is not installed: using an embedded one, for trying things out")
+        self._blueprint = self._draw()
+        for warning in self._blueprint.check():
+            say(f"warning: {warning}")
         self._password = self._protection.provide()
+
+    def _draw(self) -> Blueprint:
+        return Blueprint(
+            base=self._base,
+            nodes=self._node_urls,
+            root=f"{self._directory}/registry",
+            secret=self._secret(),
+            redis=f"{_HOST}:{self._redis_port}",
+            front=f"{_HOST}:{self._port}",
+            endpoint=self._endpoint,
+            socket=self._socket if self._haproxy is not None else None,
+            protection=self._protection,
+            places=self._places,
+            environ=os.environ,
+        )
 
     def _claim(self) -> None:
         """One cluster in a directory: two would write over each other's files. Given up when this process ends."""
@@ -134,7 +156,7 @@ class LocalCluster:
 
     def _node_child(self, name: str, url: str) -> Child:
         path = f"{self._run}/{name}.yml"
-        write_private(path, yaml.safe_dump(self._node_config(name, url), sort_keys=False))
+        write_private(path, self._blueprint.text(name))
         place, trust, log = self._place(name), self._protection.trust(), f"{self._run}/{name}.log"
         command = [*place.around, sys.executable, "-m", "cluster", "serve", path, *place.arguments]
         return Child(name, command, log, place.environment, is_ready=lambda: is_ready(url, trust))
@@ -142,38 +164,15 @@ class LocalCluster:
     def _place(self, part: str) -> Place:
         return self._places.get(part, Place())
 
-    def _node_config(self, name: str, url: str) -> dict[str, Any]:
-        """What the user's configuration says, and what makes it this node of this cluster."""
-        config: dict[str, Any] = json.loads(json.dumps(self._base)) or {"version": "0.1"}
-        config.setdefault("storage", {"delete": {"enabled": True}})
-        config["storage"]["filesystem"] = {"rootdirectory": f"{self._directory}/registry"}
-        config.setdefault("health", {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}})
-        http = config.setdefault("http", {})
-        http.update(addr=url.partition("://")[2], secret=http.get("secret") or self._secret())
-        config["redis"] = {"addrs": [f"{_HOST}:{self._redis_port}"]}
-        ours = config.setdefault("cluster", {})
-        ours.update(name=name, nodes=list(self._node_urls.values()))
-        ours.setdefault("workers", max(1, (os.cpu_count() or 1) // len(self._node_urls)))
-        if self._haproxy is None:
-            ours["sharedaddr"] = f"{_HOST}:{self._port}"
-        else:
-            ours.setdefault("haproxy", {}).update(
-                bind=f"{_HOST}:{self._port}", socket=self._socket, names=list(self._node_urls)
-            )
-        self._protection.lay_over(config, self._endpoint)
-        return laid_over(config, self._place(name).config)
-
     @property
     def _socket(self) -> str:
         path = f"{self._run}/haproxy.sock"
-        # The kernel takes no longer name for a socket (unix(7): 108 bytes; HAProxy adds to it while it starts).
-        return path if len(path) < _SOCKET_NAME else f"/tmp/registry-cluster-{self._port}.sock"  # noqa: S108
+        return path if len(path) <= SOCKET_PATH_LIMIT else f"/tmp/registry-cluster-{self._port}.sock"  # noqa: S108
 
     def _haproxy_child(self, program: str) -> Child:
         path, log = f"{self._run}/haproxy.cfg", f"{self._run}/haproxy.log"
-        first = next(iter(self._node_urls))
-        with open(path, "wb") as file:
-            file.write(_output([sys.executable, "-m", "cluster", "haproxy", f"{self._run}/{first}.yml"]))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self._blueprint.balancer())
         trust = self._protection.trust()
         command = [program, "-W", "-db", "-f", path]
         return Child("haproxy", command, log, is_ready=lambda: is_ready(self._endpoint, trust))
@@ -209,13 +208,13 @@ class LocalCluster:
         certs = f"--dest-cert-dir {os.path.dirname(authority)}" if authority else "--dest-tls-verify=false"
         lines = [
             f"\n  registry-cluster: {len(self._nodes)} nodes at {self._endpoint}, data in {self._directory}\n",
+            "  Use a second terminal for all of this; Ctrl-C in this one stops it.\n",
             *self._ways_in(host),
             f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1",
             "  or, without an engine:",
             f"                   skopeo copy {certs} docker://SOME/IMAGE docker://{host}/team/app:v1",
             f"  look at it:      curl {self._curl_options()}{self._endpoint}/v2/_catalog",
-            f"  lose a node:     registry-cluster status --data {self._directory}; kill -9 -PID of one",
-            "  stop it:         Ctrl-C\n",
+            f"  lose a node:     {self._program} status{data_option(self._directory)}; kill -9 -PID of one\n",
         ]
         print("\n".join(lines), flush=True)
 
@@ -228,24 +227,12 @@ class LocalCluster:
             lines.append(f"  log in:          docker login -u {USER} {host}")
             if self._password is not None:
                 lines.append(f"  password:        {self._password}   (shown this once)")
-            lines.append(f"  more accounts:   registry-cluster user add --file {self._protection.accounts} NAME")
+            lines.append(f"  more accounts:   {self._program} user add --file {self._protection.accounts} NAME")
         return lines
 
     def _curl_options(self) -> str:
         authority = f"--cacert {self._protection.authority} " if self._protection.authority else ""
         return authority + (f"-u {USER} " if self._protection.auth == "htpasswd" else "")
-
-
-def read_base(path: str) -> dict[str, Any]:
-    """A configuration that all nodes are to have. ConfigError when it is not YAML of the right shape."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            base = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {error}"]) from error
-    if not isinstance(base, dict):
-        raise ConfigError([f"{path}: wanted a configuration as `serve` takes it"])
-    return base
 
 
 def write_private(path: str, text: str) -> None:
@@ -257,6 +244,12 @@ def write_private(path: str, text: str) -> None:
     os.replace(temporary, path)
 
 
+def data_option(directory: str) -> str:
+    """What commands need to find a cluster, with a space before it; nothing where they look by themselves."""
+    place = os.path.abspath(directory)
+    return "" if place == os.path.abspath(DATA) else f" --data {shlex.quote(place)}"
+
+
 def is_ready(url: str, trust: ssl.SSLContext) -> bool:
     """Whether a node says that it takes work."""
     try:
@@ -265,10 +258,6 @@ def is_ready(url: str, trust: ssl.SSLContext) -> bool:
             return int(answer.status) == 200
     except OSError:
         return False
-
-
-def _output(command: list[str]) -> bytes:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603 - our own command
 
 
 def _accepts(port: int) -> bool:
@@ -282,7 +271,7 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
-        except OSError:
+        except (OSError, OverflowError):  # there is none above 65535
             return False
     return True
 

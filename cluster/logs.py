@@ -21,8 +21,8 @@ from cluster.api.edge import Record
 _LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _FLUSH = 0.1  # seconds a line may wait for others
 _BUFFER = 64 * 1024  # bytes
-_HIDDEN = ("_state=", "password=", "refresh_token=", "access_token=", "token=")
-_PARAMETER = re.compile(r"([^&=]*=)([^&]*)")
+_LONGEST = 2048  # bytes that a line holds of a path, a query or a header
+_HIDDEN = ("_state", "password", "refresh_token", "access_token", "token")
 _UNPRINTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 
 
@@ -123,7 +123,7 @@ class AccessLog:
             "http.request.method": record.scope["method"],
             "http.request.uri": _target(record.scope),
             "http.request.remoteaddr": (record.scope.get("client") or ("",))[0],
-            "http.request.useragent": record.headers.get(b"user-agent", b"").decode("latin-1"),
+            "http.request.useragent": _cut(record.headers.get(b"user-agent", b"")),
             "http.request.read": record.received,
             "http.response.status": record.status,
             "http.response.written": record.sent,
@@ -148,7 +148,7 @@ def _referer(value: bytes | None) -> str:
 
 
 def _without_secrets(target: str, query: str) -> str:
-    return f"{target}?{_PARAMETER.sub(_hide, query)}" if query else target
+    return f"{target}?{'&'.join(map(_hide, query.split('&')))}" if query else target
 
 
 def _user(scope: Mapping[str, Any]) -> str:
@@ -157,14 +157,20 @@ def _user(scope: Mapping[str, Any]) -> str:
     return _quoted(name.encode()).replace(" ", "\\x20")
 
 
-def _hide(parameter: re.Match[str]) -> str:
+def _hide(parameter: str) -> str:
     """A parameter of a query, without what lets its bearer do something, however its name was spelt."""
-    return f"{parameter[1]}<hidden>" if unquote_plus(parameter[1]).lower() in _HIDDEN else parameter[0]
+    name, equals, _ = parameter.partition("=")
+    return f"{name}=<hidden>" if equals and unquote_plus(name).lower() in _HIDDEN else parameter
 
 
 def _quoted(value: bytes | None) -> str:
-    text = (value or b"").decode("latin-1")
+    text = _cut(value or b"")
     return text if not _UNPRINTABLE.search(text) else _UNPRINTABLE.sub(lambda char: f"\\x{ord(char[0]):02x}", text)
+
+
+def _cut(value: bytes) -> str:
+    """What a client sent, as far as it is logged: the rest would cost all other requests their time."""
+    return value.decode("latin-1") if len(value) <= _LONGEST else f"{value[:_LONGEST].decode('latin-1')}..."
 
 
 _last_second = 0

@@ -6,6 +6,8 @@ That directory must be named in the environment before this module is imported (
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -19,6 +21,8 @@ from prometheus_client import (
 from cluster.api.edge import Record
 from cluster.api.errors import Request, Response
 
+# Every set of labels is kept for good and shown in each exposition, so a client may not make one up.
+_METHODS = {name: name.lower() for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
 _BYTES = tuple(float(1 << power) for power in range(8, 36, 3))
 
@@ -54,7 +58,7 @@ class Metrics:
 
     def __call__(self, record: Record) -> None:
         handler = record.scope.get("registry.handler", "none")
-        method = record.scope["method"].lower()[:16]
+        method = _METHODS.get(record.scope["method"], "other")
         self._requests.labels(str(record.status), handler, method).inc()
         self._seconds.labels(handler, method).observe(record.seconds)
         self._received.labels(handler).observe(record.received)
@@ -70,7 +74,11 @@ class MetricsResource:
     """The numbers of all workers, on the debug port."""
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         resp.content_type = CONTENT_TYPE_LATEST
-        resp.data = generate_latest(registry)
+        resp.data = await asyncio.to_thread(_exposition)  # it reads a file of each worker there ever was
+
+
+def _exposition() -> bytes:
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

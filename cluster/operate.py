@@ -6,6 +6,7 @@ in local.py starts again what this stops.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.haproxy import Runtime
-from cluster.local import STATE, is_ready
+from cluster.haproxy import BalancerError, Runtime
+from cluster.local import STATE, data_option, is_ready
 from cluster.settings import PeerTls
 from cluster.supervisor import say
 from cluster.tls import client_context
@@ -28,35 +30,79 @@ _RESTART = 60.0  # seconds for a node to stop and come back
 
 
 def read_state(directory: str) -> dict[str, Any]:
-    """`cluster.json` of a running cluster. ConfigError when there is none."""
+    """`cluster.json` of a cluster that runs, or did. ConfigError when there is none."""
     path = f"{directory}/{STATE}"
     try:
         with open(path, encoding="utf-8") as file:
             state: dict[str, Any] = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        place = directory if directory.startswith(("/", ".")) else f"./{directory}"
+        wanted = "start one with `registry-cluster up`, or name its directory with --data"
+        raise ConfigError([f"no cluster in {place}: {wanted}"]) from None
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{path}: {error}: is there a cluster? `registry-cluster up` makes one"]) from error
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
     return state
 
 
-def status(directory: str) -> list[str]:
-    """One line for each part of the cluster."""
+def status(directory: str) -> tuple[list[str], bool]:
+    """One line for each part of the cluster, and whether every node takes work. A drained one does."""
     state = read_state(directory)
-    trust = _trust(state)
-    lines = [f"endpoint  {state['endpoint']}"]
-    for node in state["nodes"]:
-        health = _health(node["url"], trust)
-        if health is None:
-            lines.append(f"{node['name']:<9} {node['url']}  pid {node['pid']}  does not answer")
-            continue
-        ready = "ready" if health["ready"] else "not ready"
-        lines.append(
-            f"{node['name']:<9} {node['url']}  pid {node['pid']}  {ready}  version {health['node']['version']}  "
-            f"uploads {health['uploads']}  storage {health['storage']['status']}"
-        )
+    trust, drained = _trust(state), _drained(state)
+    told = {node["name"]: _told(node, trust, node["name"] in drained) for node in state["nodes"]}
+    nodes = [f"{node['name']:<9} {node['url']}  {told[node['name']][0]}" for node in state["nodes"]]
     redis, balancer = state["redis"], state["balancer"]
-    lines.append(f"redis     {redis['url']}  pid {redis['pid']}  {redis['kind']}")
-    lines.append(f"balancer  {balancer['kind']}  pid {balancer['pid']}")
-    return lines
+    lines = [
+        f"endpoint  {state['endpoint']}{'' if any(map(_runs, state['nodes'])) else '  stopped'}",
+        *nodes,
+        f"redis     {redis['url']}  {_process(redis)}  {redis['kind']}",
+        f"balancer  {balancer['kind']}" + ("" if balancer["kind"] == "reuseport" else f"  {_process(balancer)}"),
+    ]
+    return lines, bool(told) and all(is_up for _, is_up in told.values())
+
+
+def _told(node: dict[str, Any], trust: ssl.SSLContext, drained: bool) -> tuple[str, bool]:
+    """What a node says of itself, or why that is not known, and whether it takes work."""
+    if not _runs(node):
+        return "stopped", False
+    process = _process(node)
+    try:
+        health = _health(node["url"], trust)
+        is_up, version, uploads = bool(health["ready"]), health["node"]["version"], health["uploads"]
+        storage = health["storage"]["status"]
+    except (OSError, http.client.HTTPException):
+        return f"{process}  does not answer", False
+    except (ValueError, KeyError, TypeError):
+        return f"{process}  what answers there is no node: /healthz holds no report of one", False
+    ready = "not ready" if not is_up else "draining" if drained else "ready"
+    return f"{process}  {ready}  version {version}  uploads {uploads}  storage {storage}", is_up
+
+
+def _drained(state: dict[str, Any]) -> set[str]:
+    """The nodes that get no new client, as far as HAProxy can be asked."""
+    if "socket" not in state["balancer"] or not _runs(state["balancer"]):
+        return set()
+    try:
+        servers = Runtime(state["balancer"]["socket"]).servers()
+    except BalancerError:
+        return set()
+    return {server.name for server in servers if server.status.startswith("DRAIN")}
+
+
+def _runs(part: dict[str, Any]) -> bool:
+    """Whether a part has a process. One that was killed with its supervisor is still in the file."""
+    if part["pid"] is None:
+        return False
+    try:
+        os.kill(part["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _process(part: dict[str, Any]) -> str:
+    return f"pid {part['pid']}" if _runs(part) else "stopped"
 
 
 def seen_by(socket: str) -> list[str]:
@@ -86,25 +132,44 @@ def undrain(directory: str, name: str) -> None:
 
 
 def restart_rolling(directory: str) -> None:
-    """Restart one node after the other, each drained first, so that no request fails."""
-    for node in read_state(directory)["nodes"]:
+    """Restart one node after the other, each drained first, so that no request fails. ConfigError."""
+    nodes = read_state(directory)["nodes"]
+    for node in nodes:
+        _see_running(node, among=nodes)
+    for node in nodes:
         _restart(directory, str(node["name"]))
 
 
 def _restart(directory: str, name: str) -> None:
     state = read_state(directory)
-    pid = _node(state, name)["pid"]
+    node = _node(state, name)
+    _see_running(node, among=state["nodes"])
     runtime = _runtime(state) if state["balancer"]["kind"] == "haproxy" else None
     say(f"{name}: draining")
     if runtime is not None:
         runtime.drain(name)
         _wait(lambda: runtime.sessions(name) == 0, _QUIET)
-    os.kill(pid, signal.SIGTERM)
-    if not _wait(lambda: _is_back(directory, name, pid), _RESTART):
-        raise ConfigError([f"{name} did not come back within {_RESTART:g} s: see its log in {directory}/run"])
+    with suppress(ProcessLookupError):  # it has died just now, and is started again all the same
+        os.kill(node["pid"], signal.SIGTERM)
+    if not _wait(lambda: _is_back(directory, name, node["pid"]), _RESTART):
+        problem = f"{name} did not come back within {_RESTART:g} s: see {directory}/run/{name}.log"
+        if runtime is not None:
+            undo = f"registry-cluster drain {name} --undo{data_option(directory)}"
+            problem += f"; it is still drained: when it is ready, `{undo}` sends clients to it again"
+        raise ConfigError([problem])
     if runtime is not None:
         runtime.ready(name)
     say(f"{name}: restarted")
+
+
+def _see_running(node: dict[str, Any], among: Sequence[dict[str, Any]]) -> None:
+    """ConfigError when a node does not run, which says what to do."""
+    if _runs(node):
+        return
+    what = "start the cluster with `registry-cluster up`"
+    if any(map(_runs, among)):
+        what = "`up` starts it again by itself, and `registry-cluster status` says when it is back"
+    raise ConfigError([f"{node['name']} is not running; {what}"])
 
 
 def _is_back(directory: str, name: str, old: int) -> bool:
@@ -130,19 +195,19 @@ def _runtime(state: dict[str, Any]) -> Runtime:
     socket = state["balancer"].get("socket")
     if socket is None:
         raise ConfigError(["this cluster has no HAProxy: install it, and start the cluster again"])
+    if not _runs(state["balancer"]):
+        raise ConfigError(["HAProxy is not running; start the cluster with `registry-cluster up`"])
     return Runtime(socket)
 
 
-def _health(url: str, trust: ssl.SSLContext) -> dict[str, Any] | None:
+def _health(url: str, trust: ssl.SSLContext) -> Any:
+    """The report of a node. OSError or HTTPException when nothing answers, ValueError when it is no report."""
     try:
         # A URL of cluster.json.
         with urllib.request.urlopen(f"{url}/healthz", timeout=3, context=trust) as answer:  # noqa: S310
-            report: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        report = json.load(error)
-    except (OSError, ValueError):
-        return None
-    return report
+            return json.load(answer)
+    except urllib.error.HTTPError as error:  # a node that is not ready says 503, and why
+        return json.load(error)
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from cluster import certificates
 from cluster.auth import accounts, passwords
 from cluster.errors import ConfigError
-from cluster.settings import PeerTls, is_host_name
+from cluster.settings import PeerTls
 from cluster.tls import client_context
+from cluster.values import is_host_name
 
 USER = "admin"
 _PASSWORD_BYTES = 18
@@ -63,7 +64,7 @@ class Protection:
         """Put it into the configuration of a node. ConfigError where that has something of its own there."""
         http, ours = config.setdefault("http", {}), config.setdefault("cluster", {})
         if http.get("tls"):
-            raise ConfigError(["http.tls: the nodes of `up` get their certificates by --tls: leave it out"])
+            raise ConfigError(["http.tls: remove it; with --tls, `up` makes the certificates of its nodes itself"])
         if self.auth and config.get("auth"):
             raise ConfigError(["auth: the configuration says who may log in already: leave out --auth"])
         if self.tls:

@@ -20,7 +20,7 @@ from cluster.api.edge import Patience
 from cluster.app import Application, build, data_directory, port_of
 from cluster.auth.build import build_authenticator, build_token_server, prepare_files
 from cluster.errors import ConfigError, StorageError
-from cluster.identity import Identity, identify, write_mark
+from cluster.identity import Identity, write_mark
 from cluster.settings import Config
 from cluster.state.shared import SharedState
 from cluster.storage import layout
@@ -104,7 +104,7 @@ def serve(config: Config, patience: Patience = Patience()) -> None:  # noqa: B00
     served = ServedCertificate(config.http.tls) if config.http.tls and is_served(config) else None
     check_storage(config)
     check_authentication(config)
-    keys = key_ring(config)
+    keys = key_ring(config, draw=True)
     identity = join(config, keys)
     _set_up_metrics(config)
     Server(config, keys, identity, patience, served, _options(config, patience)).run()
@@ -210,7 +210,7 @@ def check_authentication(config: Config) -> None:
 
 def join(config: Config, keys: list[bytes]) -> Identity:
     """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
-    identity, directory = standing(config, keys)
+    identity, directory = doctor.standing(config, keys)
     heartbeats = doctor.listen(config.redis, keys)
     if heartbeats is not None and heartbeats.trouble:
         _log.warning("Redis cannot be asked for the other nodes: %s", heartbeats.trouble)
@@ -230,25 +230,39 @@ def join(config: Config, keys: list[bytes]) -> Identity:
     return identity
 
 
-def standing(config: Config, keys: list[bytes]) -> tuple[Identity, str | None]:
-    """What the other nodes are compared with: this node's identity, and its data directory if it has one."""
-    return identify(config, keys), data_directory(config) if config.storage.driver == "filesystem" else None
-
-
-def key_ring(config: Config) -> list[bytes]:
+def key_ring(config: Config, *, draw: bool) -> list[bytes]:
     """`http.secret`, or what is in `cluster.secretfile`, and `cluster.secrets`: sign with the first, accept any.
 
-    A single node without a secret draws one and keeps it beside its data, so that uploads outlive a restart.
+    A single node without a secret draws one and keeps it beside its data, so that uploads outlive a restart. Who
+    only looks does not `draw`: a file of another user is one that the node could not read. ConfigError.
     """
     ring = [secret.encode() for secret in (config.http.secret, *config.cluster.secrets) if secret]
     if config.cluster.secretfile:
         return secretfile.keys(config.cluster.secretfile) + ring
     if ring:
         return ring
-    _log.warning("http.secret is empty: drawing one for this node; several nodes need the same one written down")
-    if config.storage.driver != "filesystem" or config.storage.maintenance.readonly.enabled:
-        return [secretfile.draw().encode()]
-    return [_kept_secret(f"{data_directory(config)}/{layout.SECRET}")]
+    is_kept = config.storage.driver == "filesystem" and not config.storage.maintenance.readonly.enabled
+    path = f"{data_directory(config)}/{layout.SECRET}"
+    if not draw:
+        return [_drawn_secret(path if is_kept else None)]
+    _log.warning(
+        "http.secret is empty: generating one for this node; with several nodes, set the same http.secret on all"
+    )
+    return [_kept_secret(path) if is_kept else secretfile.draw().encode()]
+
+
+def _drawn_secret(path: str | None) -> bytes:
+    """The secret that a node has drawn and kept; None: it keeps none. ConfigError."""
+    wanted = "wanted one that all nodes share"
+    if path is None:
+        raise ConfigError([f"http.secret is empty, and this node keeps what it draws to itself: {wanted}"])
+    try:
+        return Disk().read(path)
+    except FileNotFoundError:
+        raise ConfigError([f"http.secret is empty, and this node has not drawn one yet: {wanted}"]) from None
+    except OSError as error:
+        problem = f"http.secret is empty, and {path}, where this node keeps one, cannot be read: {error.strerror}"
+        raise ConfigError([f"{problem}: look as the user who runs the node"]) from None
 
 
 def _kept_secret(path: str) -> bytes:

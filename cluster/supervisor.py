@@ -21,6 +21,8 @@ _RESTART_PAUSE = (0.1, 5.0)  # seconds before a process is started again: the fi
 _LIVED = 10.0  # seconds after which a process is taken to have started well
 _STOP = 40.0  # seconds for a process to stop before it is killed; longer than a node drains
 _READY = 30.0  # seconds for a process to be of use
+_TRIES = 3  # ends with an exit code, before it was of use once, after which a process is not started again
+_END_OF_LOG = 64 * 1024  # bytes in which its last line is looked for
 
 _libc = ctypes.CDLL(None)
 
@@ -35,6 +37,7 @@ class Child:
     environment: Mapping[str, str] = field(default_factory=dict)
     is_ready: Callable[[], bool] = lambda: True
     pid: int | None = None
+    failed: int = 0  # how often it has ended by itself, with an exit code that is not 0
 
 
 class Supervisor:
@@ -46,14 +49,21 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def add(self, child: Child) -> None:
-        """Start a child; return when it is of use, or not wanted any more. ConfigError when it takes too long."""
+        """Start a child; return when it is of use, or not wanted any more.
+
+        ConfigError, with what it said last, when that takes too long, or it fails again and again.
+        """
+        before = os.path.getsize(child.log) if os.path.exists(child.log) else 0
         self._tasks[child.name] = asyncio.create_task(self._keep(child))
         deadline = time.monotonic() + _READY
         while not (child.pid is not None and await asyncio.to_thread(child.is_ready)):
             if self._stopping.is_set():
                 return
+            if child.failed >= _TRIES:
+                raise ConfigError([f"{child.name} does not start: {_said(child.log, before)}"])
             if time.monotonic() > deadline:
-                raise ConfigError([f"{child.name} did not become ready in {_READY:g} s: see {child.log}"])
+                problem = f"{child.name} did not become ready in {_READY:g} s"
+                raise ConfigError([f"{problem}: {_said(child.log, before)}"])
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -72,8 +82,9 @@ class Supervisor:
             code = await self._run(child)
             if self._stopping.is_set():
                 return
+            child.failed += code > 0
             pause = _RESTART_PAUSE[0] if time.monotonic() - started > _LIVED else min(pause * 2, longest)
-            say(f"{child.name} ended ({_ending(code)}); starting it again in {pause:g} s")
+            say(f"{child.name} {_ending(code)}; starting it again in {pause:g} s")
             try:
                 await asyncio.wait_for(self._stopping.wait(), pause)
             except TimeoutError:
@@ -130,4 +141,15 @@ def die_with_parent() -> None:
 
 
 def _ending(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code == 0:  # somebody asked it to, as `restart --rolling` does
+        return "has stopped"
+    return f"ended ({f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'})"
+
+
+def _said(log: str, before: int) -> str:
+    """The last line that was written to a log since it had so many bytes, and where there is more."""
+    with open(log, "rb") as file:
+        file.seek(max(before, os.path.getsize(log) - _END_OF_LOG))
+        lines = file.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"see {log}, which ends with: {last}" if last else f"see {log}"

@@ -11,27 +11,44 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.asgi import protocol
-from gunicorn.asgi.parser import InvalidHeader
+from gunicorn.asgi.parser import ParseError
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from cluster.api.edge import Patience
 from cluster.api.errors import envelope
-from cluster.errors import RegistryError, SizeInvalid, Unsupported
-from cluster.exchange import Answer, Receiver, strip_origin
-from cluster.listener import Greeted, TlsListener, beyond_proxy_header
+from cluster.errors import (
+    BadRequest,
+    CodingUnsupported,
+    HeadTooLarge,
+    RegistryError,
+    RequestTimeout,
+    SizeInvalid,
+    TargetTooLong,
+    Unknown,
+)
+from cluster.exchange import Answer, Chunks, Receiver, SocketInflow, check_head, strip_origin
+from cluster.listener import Greeted, TlsListener, beginning
 
 _FRAMING = 64 * 1024  # bytes: a head, or what frames a body, that is longer is refused
 _SLICE = 16 * 1024  # bytes given to the parser at a time
+_FAST = 64 * 1024  # bytes of a body that came while as many were stored: the client is the faster
+_REFUSALS: dict[int, type[RegistryError]] = {
+    error.status: error
+    for error in (BadRequest, RequestTimeout, TargetTooLong, HeadTooLarge, Unknown, CodingUnsupported)
+}
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     """One connection."""
+
+    _current_request: Any
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.patience: Patience = self.worker.patience
@@ -41,8 +58,11 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._early: list[bytes] = []
         self._answering = False  # the answer to the current request has begun
         self._half_closed = False  # the client sends nothing more, but may read
-        self._is_silent = True  # nothing came of the client yet
+        self._is_silent = True  # nothing came of the client yet, a balancer's PROXY header and an empty line aside
+        self._greeting = b""  # what came of these, while they are not whole
         self._framing = 0  # bytes that came since the last piece of a body, or since the last request
+        self._chunks: Chunks | None = None  # the body's, as long as they go past the parser
+        self._begun = b""  # the beginning of the line before the next of them
         self.worker.connections.add(self)
         super().connection_made(transport)
         if self.refusal:
@@ -64,12 +84,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         if self._early or (self._callback_parser is not None and self._callback_parser.is_complete):
             self._hold_early(data)
             return
-        if self._is_silent and (beginning := beyond_proxy_header(data) if self._proxy_protocol != "off" else data):
-            self._is_silent = False
-            if not beginning[:1].isupper():
-                # The parser waits for a whole line, and a client that tries TLS first would wait with it.
-                self._refuse(400, "this is no HTTP request")
-                return
+        if self._is_silent and not (data := self._greet(data)):
+            return
         begins = self._awaiting_request and self._keepalive_handle is not None
         if begins:
             self._cancel_keepalive_timer()
@@ -84,8 +100,58 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             status = 400 if self._current_request is not None else 431
             self._refuse(status, f"a request's head or a chunk's size takes more than {_FRAMING} bytes")
 
+    def _greet(self, data: bytes) -> bytes:
+        """What the parser gets of a connection's first bytes; nothing while it is not known what they begin."""
+        data, self._greeting = self._greeting + data, b""
+        begins = beginning(data, proxied=self._proxy_protocol != "off")
+        if begins is None:
+            self._greeting = data
+            return b""
+        self._is_silent = not begins
+        if begins and not begins[:1].isupper():
+            # The parser waits for a whole line, and a client that tries TLS first would wait with it.
+            self._refuse(400, "this is no HTTP request")
+            return b""
+        return data
+
     def _feed_callback_parser(self, data: bytes) -> bool:
-        """Feed the parser, in slices: it moves all that it has not used yet each time it has used a chunk."""
+        """Feed the parser, but no plain chunks; False when the connection ends by what came."""
+        if end := self._head_end(data):
+            if not self._feed_parser(data[:end]):
+                return False
+            if self._current_request is not None and self._current_request.chunked:
+                self._chunks = Chunks()
+            data = data[end:]
+        if self._chunks is not None:
+            return self._feed_chunks(self._chunks, self._begun + data)
+        return self._feed_parser(data)
+
+    def _head_end(self, data: bytes) -> int:
+        """Where in this data the head of a request with a chunked body ends; 0 when that is not certain.
+
+        A body's first chunk begins there. Where that is not known, the parser alone knows where a chunk ends.
+        """
+        if self._current_request is not None or data[:1] in b"\r\n":  # the end itself may have come in two parts
+            return 0
+        end = data.find(b"\r\n\r\n") + 4
+        return end if end > 3 and data.find(b"chunked", 0, end) > 0 else 0
+
+    def _feed_chunks(self, chunks: Chunks, data: bytes) -> bool:
+        spans, used = chunks.split(data, 0, len(data))
+        for start, stop in spans:
+            for at in range(start, stop, _SLICE):  # no piece is larger than the parser's are (exchange.Receiver)
+                self._on_body(data[at : min(at + _SLICE, stop)])
+        self._begun = data[used:]
+        if chunks.may_go_on(self._begun):
+            return True
+        if not chunks.is_between:
+            self._refuse(400, "a chunk is longer than its size")
+            return False
+        rest, self._begun, self._chunks = self._begun, b"", None
+        return self._feed_parser(rest)
+
+    def _feed_parser(self, data: bytes) -> bool:
+        """In slices: the parser moves all that it has not used yet each time it has used a chunk."""
         view = memoryview(data)
         for start in range(0, len(data), _SLICE):
             if self._callback_parser.is_complete:
@@ -94,6 +160,26 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             if not super()._feed_callback_parser(view[start : start + _SLICE]):
                 return False
         return True
+
+    def take_over(self, count: Callable[[int], None]) -> SocketInflow | None:
+        """The body from here on, for a thread (api/edge.Connection)."""
+        receiver = self._body_receiver
+        if self._chunks is None or self._is_ssl or self._half_closed or self.transport.is_closing():
+            return None
+        if receiver.buffered < _FAST:
+            return None
+
+        def give_back(payload: bytes, rest: bytes, taken: int) -> None:
+            count(taken)
+            receiver.feed(payload)
+            if not self._closed:
+                self.data_received(rest)
+                self._maybe_resume_reading()
+
+        self._pause_reading()
+        begun, self._begun = self._begun, b""
+        fd = self.transport.get_extra_info("socket").fileno()
+        return SocketInflow(fd, self._chunks, begun, receiver.take_all(), give_back)
 
     def _hold_early(self, data: bytes) -> None:
         """Keep what came before the loop of this connection has put the last request away.
@@ -158,13 +244,14 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._head_timer.cancel()
         self._framing = 0
         self._answering = False
+        self._chunks, self._begun = None, b""
         skip_body = super()._on_headers_complete()
         request = self._current_request
-        for name, value in request.headers_bytes:
-            # The parser makes a header without a name of a folded line, and counts lengths modulo 2**64:
-            # whatever stands in front of us reads both otherwise, and takes the rest for another request.
-            if not name or (len(value) > 18 and name == b"content-length"):
-                raise InvalidHeader("a folded header line, or a Content-Length that is no length")
+        try:
+            check_head(request)
+        except ParseError:
+            self._current_request = None  # what is refused now is no body
+            raise
         if request.raw_path[:1] != b"/":
             strip_origin(request)
         return skip_body
@@ -251,9 +338,8 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             self._body_receiver.signal_disconnect()
         if self._answering and self._current_request is not None:
             return  # a second answer would be taken for a part of the first, or for that to the next request
-        error: RegistryError = SizeInvalid(message) if status == 400 else Unsupported(message)
-        error.message = "the request cannot be read"
-        body = envelope([error])
+        is_body = status == 400 and self._current_request is not None
+        body = envelope([SizeInvalid(message) if is_body else _REFUSALS[status](message)])
         lines = [
             f"HTTP/1.1 {status} {self._get_reason_phrase(status)}",
             "Content-Type: application/json",

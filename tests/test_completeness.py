@@ -1,10 +1,14 @@
-"""Nothing of the specification is left out: each error code has its class, each endpoint its route and test."""
+"""Nothing is left out: each error code has its class, each endpoint its route and test, each cited rule its row."""
 
 from __future__ import annotations
 
+import ast
+import io
 import os
 import re
+import tokenize
 from collections import defaultdict
+from collections.abc import Iterator
 
 import falcon.testing
 import pytest
@@ -14,7 +18,9 @@ from cluster.api import routes
 from cluster.app import Parts, create_app
 from cluster.storage.memory import MemoryDriver, MemoryUploads
 
-API_TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "api")
+TESTS = os.path.dirname(os.path.abspath(__file__))
+API_TESTS = os.path.join(TESTS, "api")
+ARCHITECTURE = os.path.join(os.path.dirname(TESTS), "ARCHITECTURE.md")
 UUID, DIGEST = "0b1c2d3e-1111-4222-8333-444455556666", "sha256:" + "0" * 64
 
 # OCI distribution-spec, "Error Codes"; the spec fixes no status, these are Distribution's.
@@ -133,3 +139,46 @@ def test_every_endpoint_has_a_test_that_is_named_after_it() -> None:
     for endpoint in {endpoint for endpoint, _, _ in ENDPOINTS}:
         wanted = re.compile(rf"_{endpoint.replace('-', '_')}(_|$)")
         assert any(wanted.search(name) for name in names), f"no test in tests/api is named after {endpoint}"
+
+
+# Uploads, tags, blobs, invariants, promises: words of two digits at most, so neither ES256 nor a hash is one.
+RULE = re.compile(r"\b[UTBJP][1-9][0-9]?\b")
+
+
+def python_files() -> Iterator[str]:
+    for top in (os.path.join(os.path.dirname(TESTS), "cluster"), TESTS):
+        for directory, _, names in os.walk(top):
+            yield from (os.path.join(directory, name) for name in names if name.endswith(".py"))
+
+
+def prose(source: str) -> Iterator[str]:
+    """The comments and the docstrings of a module."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def cited(source: str) -> set[str]:
+    return {rule for text in prose(source) for rule in RULE.findall(text)}
+
+
+def test_every_rule_that_is_cited_has_a_row_in_the_architecture() -> None:
+    with open(ARCHITECTURE, encoding="utf-8") as file:
+        defined = re.findall(r"^\| ([UTBJP][0-9]+) \|", file.read(), re.MULTILINE)
+    assert len(defined) == len(set(defined)), "a rule is defined twice"
+    unknown = {}
+    for path in python_files():
+        with open(path, encoding="utf-8") as file:
+            if missing := cited(file.read()) - set(defined):
+                unknown[path] = missing
+    assert unknown == {}
+
+
+def test_rules_are_found_where_they_are_cited_and_nowhere_else() -> None:
+    source = (
+        '''"""Rules T1 to T5."""\n\ndef f():\n    """Seals it (rule U2, B1)."""\n    return "P9"  # ES256, J5\n'''
+    )
+    assert cited(source) == {"T1", "T5", "U2", "B1", "J5"}

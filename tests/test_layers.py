@@ -22,7 +22,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "errors": (["errors", "__init__"], set()),
     "rules": (["oci.*"], {"errors"}),
-    "settings": (["settings", "config", "ciphers"], {"errors"}),
+    "settings": (["settings", "values", "config", "config_*", "ciphers", "patterns"], {"errors"}),
     "ports": (
         ["storage.driver", "storage.layout", "state.store", "state.keys", "auth.access", "auth.grants"],
         {"errors", "rules"},
@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "api": (["api.*"], {"errors", "rules", "ports", "registry"}),
     "beside": (
         ["logs", "metrics", "background", "identity", "tls", "tally"],
-        {"errors", "settings", "api"},
+        {"errors", "settings", "ports", "api"},
     ),
     "process": (
         ["worker", "exchange", "serve", "doctor", "listener", "secretfile"],
@@ -47,6 +47,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
     "commands": (
         [
             "local",
+            "blueprint",
             "places",
             "operate",
             "embedded",
@@ -58,19 +59,20 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
             "protect",
             "supervisor",
         ],
-        {"errors", "settings", "adapters", "beside", "process"},
+        {"errors", "rules", "settings", "adapters", "beside", "process"},
     ),
     "drill": (["drill.*"], {"errors", "commands", "judge"}),
-    "line": (["cli", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
+    "line": (["cli", "verbs", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
 }
 
 # Library: the modules that may import it.
 HOMES: dict[str, list[str]] = {
     "falcon": ["api.*", "app"],
     "gunicorn": ["serve", "worker", "exchange"],
-    "pydantic": ["settings", "config"],
-    "yaml": ["config", "local", "drill.cluster", "drill.faults", "auth.policy"],
+    "pydantic": ["settings", "values", "config_schema"],
+    "yaml": ["config_yaml", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],
+    "re2": ["patterns"],
     "redis": ["state.redis"],
     "jinja2": ["haproxy", "drill.report"],
     "fakeredis": ["embedded"],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
-from cluster.api.conditions import etag, is_not_modified
+from cluster.api.conditions import check_match, etag, is_not_modified
 from cluster.api.errors import Request, Response
 from cluster.api.guard import Guard
 from cluster.oci.digest import Digest
@@ -27,23 +27,20 @@ class BlobResource:
 
     async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
         content = await self._blobs.stat(RepositoryName.parse(name), Digest.parse(digest))
+        check_match(req, content.digest)
         tag = etag(content.digest)
-        resp.set_header("Docker-Content-Digest", str(content.digest))
-        resp.set_header("ETag", tag)
-        resp.set_header("Cache-Control", "max-age=31536000")
-        resp.set_header("Accept-Ranges", "bytes")
-        resp.content_type = _TYPE
         if is_not_modified(req, content.digest):
             resp.status = 304
-            return
-        if req.method == "HEAD":  # ranges are defined for GET alone
+        elif req.method == "HEAD":  # ranges are defined for GET alone
+            resp.content_type = _TYPE
             resp.content_length = content.size
-            return
-        header = req.get_header("Range")
-        spans = None
-        if header is not None and req.get_header("If-Range", default=tag) == tag:
-            spans = parse_range(header, content.size)
-        await self._send(resp, content, spans)
+        else:
+            header = req.get_header("Range")
+            spans = None
+            if header is not None and req.get_header("If-Range", default=tag) == tag:
+                spans = parse_range(header, content.size)
+            await self._send(resp, content, spans)
+        _describe(resp, content)
 
     on_head = on_get
 
@@ -53,20 +50,34 @@ class BlobResource:
         resp.status = 202
 
     async def _send(self, resp: Response, content: Content, spans: list[Span] | None) -> None:
-        reader = await self._blobs.open(content)
-        stream = Stream(reader, [Part(b"", (0, content.size))])
-        if spans is not None and len(spans) == 1:
-            start, stop = spans[0]
+        boundary = secrets.token_hex(16) if spans is not None and len(spans) > 1 else ""
+        if spans is None:
+            parts = [Part(b"", (0, content.size))]
+        elif len(spans) == 1:
+            parts = [Part(b"", spans[0])]
+        else:
+            parts = _multipart(spans, content.size, boundary)
+        stream = await Stream.begin(await self._blobs.open(content), parts)
+        resp.content_type = f"multipart/byteranges; boundary={boundary}" if boundary else _TYPE
+        if spans is not None:
             resp.status = 206
-            resp.set_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
-            stream = Stream(reader, [Part(b"", spans[0])])
-        elif spans is not None:
-            boundary = secrets.token_hex(16)
-            resp.status = 206
-            resp.content_type = f"multipart/byteranges; boundary={boundary}"
-            stream = Stream(reader, _multipart(spans, content.size, boundary))
-        resp.stream = stream
-        resp.content_length = stream.length
+            if not boundary:
+                start, stop = spans[0]
+                resp.set_header("Content-Range", f"bytes {start}-{stop - 1}/{content.size}")
+        if (whole := stream.whole()) is not None:  # as most manifests' configs are: cheaper than to be iterated
+            resp.data = whole
+            await stream.close()
+        else:
+            resp.stream = stream
+            resp.content_length = stream.length
+
+
+def _describe(resp: Response, content: Content) -> None:
+    """What may be kept for a year: said when nothing can be refused any more, or a cache would keep the refusal."""
+    resp.set_header("Docker-Content-Digest", str(content.digest))
+    resp.set_header("ETag", etag(content.digest))
+    resp.set_header("Cache-Control", "max-age=31536000")
+    resp.set_header("Accept-Ranges", "bytes")
 
 
 class Part:
@@ -99,20 +110,42 @@ class Stream:
         self._reader = reader
         self._parts = parts
         self._bytes = self._read()
+        self._first: bytes | None = None
         self.length = sum(len(part.head) + part.span[1] - part.span[0] for part in parts)
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._bytes
+    @classmethod
+    async def begin(cls, reader: Reader, parts: list[Part]) -> Stream:
+        """With its first bytes read: when that fails, the client can still be told. StorageError."""
+        stream = cls(reader, parts)
+        try:
+            stream._first = await anext(stream._bytes, None)
+        except BaseException:
+            reader.close()
+            raise
+        return stream
 
-    def __anext__(self) -> Awaitable[bytes]:
-        return anext(self._bytes)
+    def whole(self) -> bytes | None:
+        """All of the body, where its first piece is that."""
+        first = self._first or b""
+        return first if len(first) == self.length else None
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        return await anext(self._bytes)
 
     async def _read(self) -> AsyncIterator[bytes]:
         for part in self._parts:
-            if part.head:
-                yield part.head
+            head = part.head
             async for chunk in self._reader.chunks(*part.span):
-                yield chunk
+                yield head + chunk if head else chunk
+                head = b""
+            if head:
+                yield head
 
     async def close(self) -> None:
         self._reader.close()

@@ -28,6 +28,13 @@ def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
     return known is not None and not known.isdisjoint({str(digest), "*"})
 
 
+def check_match(req: falcon.asgi.Request, digest: Digest) -> None:
+    """PreconditionFailed where a client wants to read something else (RFC 9110 section 13.1.1)."""
+    wanted = req.get_header("If-Match")
+    if wanted is not None:
+        Precondition(match=_tags(wanted, weak=False)).check(digest)
+
+
 def precondition(req: falcon.asgi.Request) -> Precondition | None:
     """What a write asks of the tag's current value; None when it asks nothing."""
     match, none_match = _tags(req.get_header("If-Match"), weak=False), _tags(req.get_header("If-None-Match"))

@@ -7,6 +7,7 @@ the access log, the request metrics, and the second port (`http.debug.addr`). Kn
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from cluster.registry.uploads import BodyEnded
+from cluster.errors import StorageError
+from cluster.registry.uploads import BodyEnded, Inflow
 
 Event = dict[str, Any]
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+_log = logging.getLogger(__name__)
 
 _ASCII = bytes(range(128))
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -68,6 +72,12 @@ class Connection(Protocol):
     @property
     def has_ended(self) -> bool:
         """Whether the client has gone, or sends nothing more."""
+
+    def take_over(self, count: Callable[[int], None]) -> Inflow | None:
+        """The body from here on, for a thread; None where it comes slowly, or not as plain chunks on a socket.
+
+        `count` hears how many bytes were taken. Nobody calls `receive` until it is given back.
+        """
 
 
 @dataclass(slots=True)
@@ -124,6 +134,9 @@ class Edge:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             pass
+        except StorageError as error:
+            # The answer had begun: all that the client can be told is that it ends too early.
+            exchange.cut_short(error)
         finally:
             self._count_in_flight(-1)
             if self._observers:
@@ -183,6 +196,7 @@ class _Exchange:
         self._sent = 0
         self._started = time.monotonic()
         self.request_id = edge.request_id(self._headers.get(b"x-request-id"))
+        scope["registry.take_over"] = self.take_over
 
     async def receive(self) -> Event:
         """The next piece of the body. BodyEnded when there is none although there should be."""
@@ -200,6 +214,13 @@ class _Exchange:
         self._received += len(event.get("body", b""))
         self._body_over = not event.get("more_body", False)
         return event
+
+    def take_over(self) -> Inflow | None:
+        """The body from here on, where the connection can give it; it is counted as if it had been received."""
+        return self._connection.take_over(self._count) if self._connection is not None else None
+
+    def _count(self, size: int) -> None:
+        self._received += size
 
     async def send(self, event: Event) -> None:
         """Pass an event on; ClientGone when nobody takes it."""
@@ -230,6 +251,12 @@ class _Exchange:
                         return
         except TimeoutError:
             pass
+
+    def cut_short(self, error: Exception) -> None:
+        """Say that the answer under way will not come whole; the access log has the status that it began with."""
+        self._body_over = True  # nothing more of this connection is of use
+        what = f"{self._scope['method']} {self._scope['path']}, request {self.request_id.decode()}"
+        _log.error("storage failed: %s: the answer was cut short after %d bytes: %s", what, self._sent, error)
 
     def _holds_back(self) -> bool:
         """Whether the client waits for `100 Continue`, and so has nothing on its way."""

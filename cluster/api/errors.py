@@ -11,6 +11,8 @@ import falcon
 import falcon.asgi
 
 from cluster.errors import (
+    BadRequest,
+    NoSuchRoute,
     RegistryError,
     RegistryErrors,
     SizeInvalid,
@@ -61,15 +63,12 @@ def from_falcon(error: falcon.HTTPError) -> RegistryError:
     headers = dict(error.headers or {})
     status = falcon.http_status_to_code(error.status)
     if status == 404:
-        refusal: RegistryError = Unsupported("there is nothing at this path", message="no such route")
-    elif status == 405:
-        refusal = Unsupported("this path does not take this method", headers=headers)
-    elif status == 413:
-        refusal = TooLarge(headers=headers)
-    else:
-        refusal = Unsupported(error.description or error.title, message="the request is not acceptable")
-    refusal.status = status
-    return refusal
+        return NoSuchRoute("there is nothing at this path")
+    if status == 405:
+        return Unsupported("this path does not take this method", headers=headers)
+    if status == 413:
+        return TooLarge(headers=headers)
+    return BadRequest(error.description or error.title, message="the request is not acceptable", headers=headers)
 
 
 def install(app: falcon.asgi.App[Request, Response]) -> None:

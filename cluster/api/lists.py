@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any
 
 from cluster.api.errors import JSON, Request, Response
+from cluster.api.guard import Room, Share
 from cluster.api.urls import Urls, next_link
 from cluster.errors import PaginationInvalid
 from cluster.oci.digest import Digest
@@ -20,6 +21,8 @@ from cluster.registry.tags import TagStore
 
 _CATALOG_PAGE = 100  # Distribution's default
 _REFERRERS_PAGE = 1000
+_INDEX_HEAD = b'{"schemaVersion":2,"mediaType":"%b","manifests":[' % OCI_INDEX.encode()
+_PIECE = 256 * 1024  # bytes of a body that are sent at a time
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -113,12 +116,34 @@ class CatalogResource:
     on_head = on_get
 
 
+class _Pieces:
+    """A large body for a client that may read it slowly: it is held until then, within what there is room for."""
+
+    def __init__(self, body: bytes, share: Share) -> None:
+        self._share = share
+        self._bytes = self._read(body)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._bytes
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return anext(self._bytes)
+
+    async def _read(self, body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), _PIECE):
+            yield body[start : start + _PIECE]
+
+    async def close(self) -> None:
+        self._share.give_back()
+
+
 class ReferrersResource:
     """`/v2/<name>/referrers/<digest>`: never 404, also for a subject or repository that nobody knows."""
 
     def __init__(self, referrers: Referrers, urls: Urls) -> None:
         self._referrers = referrers
         self._urls = urls
+        self._room = Room("lists")
 
     async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
         repository, subject = RepositoryName.parse(name), Digest.parse(digest)
@@ -132,7 +157,14 @@ class ReferrersResource:
             query = {"artifactType": artifact_type} if artifact_type else {}
             path = f"{self._urls.prefix}/v2/{repository}/referrers/{subject}"
             resp.set_header("Link", next_link(path, last=cursor, n=limit, **query))
-        _answer(resp, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found})
         resp.content_type = OCI_INDEX
+        body = b"".join((_INDEX_HEAD, b",".join(found), b"]}\n"))
+        if len(body) <= _PIECE or req.method == "HEAD":
+            resp.data = body
+            return
+        share = Share(self._room)
+        share.take(len(body))
+        resp.stream = _Pieces(body, share)
+        resp.content_length = len(body)
 
     on_head = on_get

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from cluster.api.conditions import etag, is_not_modified, precondition
+from cluster.api.blobs import Part, Stream
+from cluster.api.conditions import check_match, etag, is_not_modified, precondition
 from cluster.api.errors import Request, Response
-from cluster.api.guard import Guard
+from cluster.api.guard import Guard, Room, Share
 from cluster.api.urls import Urls
 from cluster.errors import ManifestTooLarge, ManifestUnknown, TagInvalid, TooManyTags
 from cluster.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LIMIT, OCI_INDEX, strip_parameters
 from cluster.oci.reference import Reference, RepositoryName, Tag, parse_reference
 from cluster.registry.manifests import ManifestStore, Stored
 
+_FREE = 256 * 1024  # bytes of a body that any request may hold (promise P7)
 _MAX_TAGS = 64  # in one PUT; the spec asks for ten at least
+_PLATFORM = ("amd64", "linux")  # of the manifest that an old client gets of a list, as in Distribution
 _LISTS = {DOCKER_LIST, OCI_INDEX}
 
 
@@ -21,25 +24,38 @@ class ManifestResource:
     def __init__(self, manifests: ManifestStore, guard: Guard, urls: Urls) -> None:
         self._manifests = manifests
         self._guard = guard
+        self._room = Room("manifests")
         self._urls = urls
 
     async def on_get(self, req: Request, resp: Response, name: str, reference: str) -> None:
         repository, wanted = RepositoryName.parse(name), _parse_existing(reference)
-        find = self._manifests.head if req.method == "HEAD" else self._manifests.get
-        stored = await find(repository, wanted)
         if isinstance(wanted, Tag) and _knows_no_lists(req):
-            stored = await self._manifests.platform_child(repository, stored, "amd64", "linux") or stored
+            stored = await self._manifests.for_platform(repository, wanted, _PLATFORM)
+        elif req.method == "HEAD":
+            stored = await self._manifests.head(repository, wanted)
+        else:
+            stored = await self._manifests.open(repository, wanted)
+        try:
+            self._answer(req, resp, stored)
+        finally:
+            if stored.reader is not None and resp.stream is None:
+                stored.reader.close()
+
+    on_head = on_get
+
+    def _answer(self, req: Request, resp: Response, stored: Stored) -> None:
+        check_match(req, stored.digest)
         _describe(resp, stored)
         if is_not_modified(req, stored.digest):
             resp.status = 304
             return
         resp.content_type = stored.media_type
+        if stored.reader is not None:
+            resp.stream = Stream(stored.reader, [Part(b"", (0, stored.size))])
         if stored.content is not None:
             resp.data = stored.content
         else:
             resp.content_length = stored.size
-
-    on_head = on_get
 
     async def on_put(self, req: Request, resp: Response, name: str, reference: str) -> None:
         self._guard.write()
@@ -47,9 +63,11 @@ class ManifestResource:
         tags = [Tag.parse(tag) for tag in req.get_param_as_list("tag") or []]
         if len(tags) > _MAX_TAGS:
             raise TooManyTags(f"{len(tags)} tag parameters: at most {_MAX_TAGS} are taken")
-        condition = precondition(req) if isinstance(wanted, Tag) else None
-        content = await _read(req)
-        digest, manifest = await self._manifests.put(repository, wanted, content, req.content_type, tags, condition)
+        with self._room.share() as share:
+            content = await _read(req, share)
+            digest, manifest = await self._manifests.put(
+                repository, wanted, content, req.content_type, tags, precondition(req)
+            )
         resp.status = 201
         resp.set_header("Location", self._urls.location(req, f"/v2/{repository}/manifests/{digest}"))
         resp.set_header("Docker-Content-Digest", str(digest))
@@ -93,14 +111,18 @@ def _knows_no_lists(req: Request) -> bool:
     return not _LISTS & {strip_parameters(part) for part in accept.split(",")}
 
 
-async def _read(req: Request) -> bytes:
-    """The whole body, at most what a manifest may have. ManifestTooLarge before more than that is taken."""
+async def _read(req: Request, share: Share) -> bytes:
+    """The whole body, at most what a manifest may have. ManifestTooLarge before more than that is taken.
+
+    TooManyRequests when it is large and there is no room for it now.
+    """
     if (req.content_length or 0) > LIMIT:
         raise ManifestTooLarge(f"{req.content_length} bytes: at most {LIMIT} are taken")
-    pieces, size = [], 0
+    body = bytearray()
     async for piece in req.stream:
-        pieces.append(piece)
-        size += len(piece)
-        if size > LIMIT:
+        body += piece
+        if len(body) > LIMIT:
             raise ManifestTooLarge(f"more than {LIMIT} bytes")
-    return b"".join(pieces)
+        if len(body) > _FREE:
+            share.take(req.content_length or LIMIT)
+    return bytes(body)

@@ -206,7 +206,7 @@ def _body(req: Request) -> Body:
     length = req.content_length
     if length is None and req.get_header("Transfer-Encoding") is None:
         length = 0
-    return Body(_pieces(req), length, req.get_header("Content-Range"))
+    return Body(_pieces(req), length, req.get_header("Content-Range"), req.scope["registry.take_over"])
 
 
 async def _pieces(req: Request) -> AsyncIterator[bytes]:

@@ -1,7 +1,8 @@
 """URLs that answers hold: relative by default, absolute where the configuration or a trusted proxy says how.
 
 Precedence for an absolute one: `http.host`, then `Forwarded` (RFC 7239), then `X-Forwarded-Proto` and
-`X-Forwarded-Host`, then the request itself. Forwarded headers count only from `cluster.trustedproxies`.
+`X-Forwarded-Host`, then the request itself. Forwarded headers count only from `cluster.trustedproxies`, and for the
+address of a client only where somebody wrote down who these are.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ class Urls:
     """Builds the `Location` and `Link` of answers."""
 
     def __init__(
-        self, *, host: str | None, prefix: str, relative: bool | None, trusted_proxies: Sequence[Network]
+        self,
+        *,
+        host: str | None,
+        prefix: str,
+        relative: bool | None,
+        trusted_proxies: Sequence[Network],
+        tell_clients: bool,
     ) -> None:
+        """`tell_clients`: the trusted proxies are believed whose request it is, too."""
         self.prefix = prefix
         self._host = None
         if host is not None:
@@ -33,6 +41,7 @@ class Urls:
             self._host = f"{parts.scheme}://{parts.netloc}{path or prefix}"
         self._relative = host is None and relative is not False
         self._trusted = tuple(trusted_proxies)
+        self._tell_clients = tell_clients
 
     def location(self, req: falcon.asgi.Request, path: str, **query: str) -> str:
         """The URL of a path that begins with /v2/."""
@@ -43,9 +52,11 @@ class Urls:
         return f"{self._host or self.origin(req) + self.prefix}{target}"
 
     def client(self, req: falcon.asgi.Request) -> str:
-        """The client's address: of those that proxies tell, the last one that is not a trusted proxy's."""
-        address = req.remote_addr or ""
-        if not self._is_trusted(address):
+        """The client's address, for limits: the last one told that is not a trusted proxy's."""
+        address = _peer(req)
+        # Private ranges are trusted by default, and clients are there too: each could be a new one with each guess
+        # of a password, or somebody else.
+        if not self._tell_clients or not self._is_trusted(address):
             return address
         told = {self._told(address, hops) for hops in _hops(req)}
         # Most proxies write one of the two headers, and pass the other on as the client sent it. Which one is
@@ -65,22 +76,23 @@ class Urls:
     def origin(self, req: falcon.asgi.Request) -> str:
         """Scheme and host under which the client knows us; empty when what it sent is no host."""
         scheme, host = req.scheme, req.get_header("Host") or req.netloc
-        if self._is_trusted(req.remote_addr):
+        if self._is_trusted(_peer(req)):
             if (forwarded := req.get_header("Forwarded")) is not None:
                 fields = _fields(_first(forwarded))
                 scheme, host = fields.get("proto", scheme), fields.get("host", host)
             else:
                 scheme = _first(req.get_header("X-Forwarded-Proto")) or scheme
                 host = _first(req.get_header("X-Forwarded-Host")) or host
+        scheme = scheme.lower()  # RFC 3986 section 3.1
         if scheme not in ("http", "https"):
             scheme = req.scheme
         return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 
-    def _is_trusted(self, address: str | None) -> bool:
+    def _is_trusted(self, address: str) -> bool:
         try:
-            peer = ipaddress.ip_address(address or "")
+            peer = ipaddress.ip_address(address)
         except ValueError:
-            return address == "" or address is None  # a unix socket: whoever may open it is trusted
+            return not address  # a unix socket: whoever may open it is trusted
         # On a socket for both families an IPv4 peer has an address of the form ::ffff:192.0.2.1.
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer in network for network in self._trusted)
@@ -90,6 +102,11 @@ def next_link(path: str, **query: str | int) -> str:
     """A `Link` header to the next page; always relative, keys in order (OCI "Listing Tags")."""
     text = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in sorted(query.items()))
     return f'<{path}?{text}>; rel="next"'
+
+
+def _peer(req: falcon.asgi.Request) -> str:
+    """Who holds the connection; empty for a unix socket. Falcon would read the forwarded headers first."""
+    return (req.scope.get("client") or ("",))[0] or ""
 
 
 def _first(header: str | None) -> str:

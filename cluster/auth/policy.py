@@ -159,6 +159,10 @@ class Rules:
 EVERY_ACCOUNT = Rules(
     [Rule(0, 0, frozenset(), (AUTHENTICATED,), (Pattern.parse(_WHOLE),), frozenset(ACTIONS), catalog=True)]
 )
+# What holds where nobody is asked who they are.
+EVERYBODY = Rules(
+    [Rule(0, 0, frozenset(), (ANONYMOUS,), (Pattern.parse(_WHOLE),), frozenset(ACTIONS), catalog=True)]
+)
 
 
 def parse(content: bytes) -> Rules:

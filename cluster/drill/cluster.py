@@ -1,7 +1,7 @@
 """The cluster that a drill breaks: one that `registry-cluster up` runs, by its directory.
 
 Finds what runs where, waits until all of it is well, and starts one of its own. How parts of it are set up so that
-they can be cut off is in settings.py here, what is done to them in faults.py.
+they can be cut off is in surroundings.py, what is done to them in faults.py.
 """
 
 from __future__ import annotations

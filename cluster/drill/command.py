@@ -44,14 +44,21 @@ def main(words: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="registry-cluster drill", description="Break a cluster under load, and report what was lost: nothing."
+        prog="registry-cluster drill",
+        description="Break a cluster under load and report whether anything was lost.",
     )
     steps = parser.add_subparsers(required=True, metavar="VERB")
-    listing = steps.add_parser("list", help="print the faults, what they need, and what clients may feel")
+    listing = steps.add_parser(
+        "list",
+        help="print the faults, what they need, and what clients may feel",
+        description="Print the faults, what they need, and what clients may feel.",
+    )
     listing.set_defaults(run=_list)
     running = steps.add_parser(
         "run",
-        help="break a cluster under load, and report what was lost; exit code 1: a promise, 3: not all was run",
+        help="break a cluster under load and report whether anything was lost",
+        description="Break a cluster under load and report whether anything was lost. Exit code 1: a promise was "
+        "broken; 3: some drills could not be run here.",
     )
     running.add_argument("names", nargs="+", metavar="NAME", help="faults, as list prints them, or: all")
     running.add_argument("--nodes", type=_positive, default=3, help="of the clusters that it starts; default: 3")

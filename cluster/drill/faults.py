@@ -265,13 +265,13 @@ FAULTS = [
         Promise.RETRIED,
         refused=_ALL,
     ),
-    Fault("node-stop", "a node stands still (SIGSTOP) and wakes", stop_node, Promise.RETRIED, stays=True),
+    Fault("node-stop", "a node is paused (SIGSTOP) and resumes", stop_node, Promise.RETRIED, stays=True),
     Fault("rolling-restart", "one node after the other", restart_nodes, Promise.UNNOTICED),
     Fault("redis-kill", "kill -9 of Redis, which comes back empty", kill_redis, Promise.UNNOTICED),
-    Fault("redis-hang", "Redis stands still (SIGSTOP) and wakes", stop_redis, Promise.UNNOTICED, stays=True),
+    Fault("redis-hang", "Redis is paused (SIGSTOP) and resumes", stop_redis, Promise.UNNOTICED, stays=True),
     Fault("redis-flush", "Redis forgets everything", flush_redis, Promise.UNNOTICED),
     Fault("haproxy-kill", "kill -9 of HAProxy, which is started again", kill_balancer, Promise.RETRIED),
-    Fault("haproxy-reload", "HAProxy takes its configuration anew", reload_balancer, Promise.UNNOTICED),
+    Fault("haproxy-reload", "HAProxy reloads its configuration", reload_balancer, Promise.UNNOTICED),
     Fault(
         "secret-rotation",
         "add a secret, swap, drop the old one",
@@ -312,7 +312,7 @@ FAULTS = [
     ),
     Fault(
         "storage-cut-off",
-        "one node's storage neither answers nor fails",
+        "one node's storage hangs",
         cut_off_from_storage,
         Promise.RETRIED,
         Setting.APART,
@@ -320,7 +320,7 @@ FAULTS = [
     ),
     Fault(
         "storage-full",
-        "no room is left on the storage",
+        "the storage is full",
         fill_storage,
         Promise.RETRIED,
         Setting.APART,
@@ -329,7 +329,7 @@ FAULTS = [
     ),
     Fault(
         "storage-slow",
-        "the storage stands still most of the time",
+        "the storage is stalled most of the time",
         slow_storage,
         Promise.RETRIED,
         Setting.APART,
@@ -337,7 +337,7 @@ FAULTS = [
     ),
     Fault(
         "storage-hang",
-        "the storage of all nodes neither answers nor fails",
+        "the storage of all nodes hangs",
         hang_storage,
         Promise.RETRIED,
         Setting.APART,

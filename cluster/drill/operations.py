@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class Desk:
         return self.client.ask("PUT", self.manifest_url(reference), content, headers, wanted=(201, 412))
 
 
-def image(config: bytes, layers: list[bytes], note: str = "") -> bytes:
+def image_manifest(config: bytes, layers: Sequence[bytes], note: str = "") -> bytes:
     """The manifest of these; no other note has the same."""
 
     def described(media_type: str, data: bytes) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def push(desk: Desk, count: int) -> None:
     """An image under a tag of its own; one of its layers is often there."""
     layers = [desk.chance.randbytes(desk.chance.randint(1, 40_000)), shared_layer(desk.chance.randrange(SHARED))]
     config = json.dumps({"by": desk.number, "count": count, "n": desk.chance.random()}).encode()
-    manifest, tag = image(config, layers), f"v{desk.number}-{count}"
+    manifest, tag = image_manifest(config, layers), f"v{desk.number}-{count}"
 
     def attempt() -> None:
         for data in (*layers, config):
@@ -223,7 +223,7 @@ def move_tag(desk: Desk, count: int) -> None:
     """Compare-and-swap: read a tag that others move too, and point it elsewhere if it still holds that."""
     age = int(time.monotonic() / TAG_AGE)
     register = Register.tag(desk.name, f"t{age}-{desk.chance.randrange(TAGS)}")
-    manifest = image(b"{}", [shared_layer(0)], f"{desk.number}-{count}")
+    manifest = image_manifest(b"{}", [shared_layer(0)], f"{desk.number}-{count}")
 
     def attempt() -> None:
         held = desk.read(register)
@@ -240,7 +240,7 @@ class Deletion:
     def __init__(self, desk: Desk, count: int) -> None:
         self._desk = desk
         self._config = json.dumps({"by": desk.number, "delete": count, "n": desk.chance.random()}).encode()
-        self._manifest = image(self._config, [])
+        self._manifest = image_manifest(self._config, [])
         self._blob = Register.blob(desk.name, digest_of(self._config))
         self._whole = Register.manifest(desk.name, digest_of(self._manifest))
         self._steps = [self._push_blob, self._push_manifest, self._delete_manifest, self._delete_blob, self._look]
@@ -299,7 +299,7 @@ def seed(desk: Desk, kind: Kind) -> None:
         config, layers = b'{"seed": true}', [shared_layer(0), shared_layer(SHARED - 1), shared_layer(64)]
         for data in (config, *layers):
             desk.upload(data)
-        manifest = image(config, layers)
+        manifest = image_manifest(config, layers)
         operation = Operation("put", digest_of(manifest))
         desk.write(Register.tag(desk.name, "seed"), operation, lambda: desk.put_manifest("seed", manifest))
     elif kind is Kind.TAG:

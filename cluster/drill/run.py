@@ -5,6 +5,7 @@ Decides the order and the pace. Says on the way what it does; report.py shows wh
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import random
@@ -81,12 +82,17 @@ def choose(names: Sequence[str], target: str | None) -> list[Fault]:
     for name in names:
         fault = named(name)
         if fault is None:
-            known = ", ".join(["all", *(fault.name for fault in FAULTS)])
-            raise ConfigError([f"there is no drill {name!r}: wanted some of {known}"])
+            raise ConfigError([f"there is no drill {name!r}: {_meant(name)}"])
         if fault not in possible:
             raise ConfigError([f"{name} needs a cluster that is prepared for it: run it without --target"])
         chosen.append(fault)
     return [fault for fault in FAULTS if fault in chosen]
+
+
+def _meant(name: str) -> str:
+    known = "`registry-cluster drill list` names all"
+    near = difflib.get_close_matches(name.lower(), ["all", *(fault.name for fault in FAULTS)], n=1)
+    return f"did you mean {near[0]}? {known}" if near else known
 
 
 def fits_target(fault: Fault) -> bool:

@@ -60,7 +60,7 @@ def parse_algorithm(text: str) -> str:
 class Hasher(Protocol):
     """A digest in the making."""
 
-    def update(self, data: bytes, /) -> Any:
+    def update(self, data: bytes | memoryview, /) -> Any:
         """Take in more bytes."""
 
     def hexdigest(self) -> str:
@@ -113,9 +113,12 @@ class _ResumableHasher:
         self._size = ALGORITHMS[algorithm] // 2
         getattr(_libcrypto, f"{shape.prefix}_Init")(self._context)
 
-    def update(self, data: bytes, /) -> None:
-        # ctypes lets go of the interpreter lock for the call, so hashing runs beside the event loop.
-        self._update(self._context, data, ctypes.c_size_t(len(data)))
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take in more bytes. A view must be one of memory that may be written."""
+        if data:
+            start = data if isinstance(data, bytes) else ctypes.byref(ctypes.c_char.from_buffer(data))
+            # ctypes lets go of the interpreter lock for the call, so hashing runs beside the event loop.
+            self._update(self._context, start, ctypes.c_size_t(len(data)))
 
     def hexdigest(self) -> str:
         copy = ctypes.create_string_buffer(self._context.raw, len(self._context))

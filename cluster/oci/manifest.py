@@ -130,6 +130,49 @@ def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
     return replace(manifest, blobs=blobs, config_media_type=config.media_type)
 
 
+def parse_stored(content: bytes) -> Manifest:
+    """What a manifest on storage says of itself and of its subject; of its blobs and children nothing.
+
+    Distribution took it, perhaps, which asks for less than `parse_manifest`: a key may be there twice (the last one
+    counts) and in any case, descriptors may be incomplete. ManifestInvalid when it is none that can be served.
+    """
+    media_type = stored_media_type(content)
+    fields = _by_lower_case(json.loads(content))
+    subject = None
+    if media_type not in (DOCKER_MANIFEST, DOCKER_LIST):
+        subject = _subject(fields.get("subject"))
+    config = _by_lower_case(fields.get("config")) if media_type in IMAGES else {}
+    annotations = fields.get("annotations")
+    if isinstance(annotations, dict):
+        annotations = {key: text for key, text in annotations.items() if isinstance(text, str)}
+    return Manifest(
+        media_type,
+        subject=subject,
+        artifact_type=_string(fields.get("artifacttype")),
+        annotations=annotations if isinstance(annotations, dict) else None,
+        config_media_type=_string(config.get("mediatype")),
+    )
+
+
+def _by_lower_case(value: Any) -> dict[str, Any]:
+    """The fields of an object as Go finds them, whatever the case of their names."""
+    return {key.lower(): field for key, field in value.items()} if isinstance(value, dict) else {}
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _subject(value: Any) -> Descriptor | None:
+    """A subject, as long as there is a digest to find it by."""
+    fields = _by_lower_case(value)
+    try:
+        digest = Digest.parse(_string(fields.get("digest")) or "")
+    except DigestInvalid:
+        return None
+    return Descriptor(_string(fields.get("mediatype")) or "", digest, 0)
+
+
 def stored_media_type(content: bytes) -> str:
     """What bytes on storage are, whatever else is wrong with them: another registry may have taken them.
 

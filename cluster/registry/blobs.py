@@ -16,7 +16,6 @@ from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound, Reader
 
 _SEARCH_BUDGET = 0.2  # seconds an anonymous mount may look for a repository that has the blob
-_LAYERS = "_layers"  # what a repository has once a blob came in, long before its first manifest
 
 MayPull = Callable[[RepositoryName], bool]
 
@@ -83,7 +82,7 @@ class BlobStore:
         except NotFound:
             return None
         deadline = time.monotonic() + _SEARCH_BUDGET
-        async for source in self._catalog.walk(mark=_LAYERS):
+        async for source in self._catalog.walk(mark=layout.LAYERS_DIRECTORY):
             if time.monotonic() > deadline:
                 return None
             if may_pull is not None and not may_pull(source):

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import StorageError
 from cluster.storage.driver import Driver, StorageFull
+
+_FRESH = 1.0  # seconds in which storage is not asked again for a report
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What storage answered."""
+
+    error: StorageError | None
+    ended: float
+    seconds: float
 
 
 class Health:
@@ -22,6 +38,7 @@ class Health:
         node: Callable[[], dict[str, Any]],
         uploading: Callable[[], int] = lambda: 0,
         shared: Callable[[], str] = lambda: "not configured",
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
         self._check = f"storagedriver_{driver_name}"
@@ -30,25 +47,48 @@ class Health:
         self._uploading = uploading
         self._shared = shared
         self._failures = 0
-        self._error: str | None = None
+        self._error = ""  # of the last failure that counts
+        self._now = now
+        self._last: _Look | None = None
+        self._looking: asyncio.Task[_Look] | None = None
         self.draining = False
 
     async def probe(self) -> None:
-        """Ask storage once; to be called at an interval."""
+        """Ask storage once, and count what it answers; to be called at an interval."""
+        error = (await self._look()).error
+        # Full storage does not count: reads go on. All nodes have the same: were they unready, nobody could read.
+        self._failures = 0 if error is None or isinstance(error, StorageFull) else self._failures + 1
+        self._error = str(error) or type(error).__name__
+
+    async def _look(self) -> _Look:
+        """Ask storage, once for all who want to know: it writes and syncs a file."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._looking)  # the others wait on when one of them leaves
+
+    async def _ask(self) -> _Look:
+        started, error = self._now(), None
         try:
             await self._driver.probe()
-        except StorageFull as error:
-            # Reads go on as before, and all nodes have the same storage: were they unready, nobody could read.
-            self._failures, self._error = 0, str(error) or type(error).__name__
-        except StorageError as error:
-            self._failures += 1
-            self._error = str(error) or type(error).__name__
-        else:
-            self._failures, self._error = 0, None
+        except StorageError as failure:
+            error = failure
+        finally:
+            self._looking = None
+        self._tell(error)
+        self._last = _Look(error, self._now(), self._now() - started)
+        return self._last
+
+    def _tell(self, error: StorageError | None) -> None:
+        """What changed, for the log: it has the paths that a report must not show."""
+        before = self._last.error if self._last is not None else None
+        if error is not None and type(error) is not type(before):
+            _log.warning("storage fails: %s: %s", type(error).__name__, error)
+        elif error is None and before is not None:
+            _log.warning("storage works again")
 
     def failing(self) -> dict[str, str]:
         """The checks that have failed often enough to count, with their errors."""
-        return {self._check: self._error or "failed"} if self._failures >= self._threshold else {}
+        return {self._check: self._error} if self._failures >= self._threshold else {}
 
     def not_ready(self) -> str | None:
         """Why no work should be sent; None when it should."""
@@ -57,15 +97,16 @@ class Health:
         return "storage is failing" if self.failing() else None
 
     async def report(self) -> dict[str, Any]:
-        """All dependencies, asked now."""
-        started = time.monotonic()
-        await self.probe()
-        seconds = round(time.monotonic() - started, 4)
-        storage = {"check": self._check, "status": "failing" if self._error else "ok", "seconds": seconds}
-        if self._error:
-            storage["error"] = self._error
+        """All dependencies, as they were within the last second. Does not count: anybody may ask, and often."""
+        look = self._last
+        if look is None or self._now() - look.ended > _FRESH:
+            look = await self._look()
+        status = "ok" if look.error is None else "failing"
+        storage = {"check": self._check, "status": status, "seconds": round(look.seconds, 4)}
+        if look.error is not None:
+            storage["error"] = type(look.error).__name__
         return {
-            "status": "failing" if self._error else "ok",
+            "status": status,
             "ready": self.not_ready() is None,
             "node": self._node(),
             "storage": storage,

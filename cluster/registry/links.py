@@ -49,17 +49,24 @@ class Links:
 
     async def find(self, name: RepositoryName, digest: Digest) -> Content | None:
         """The content, if this repository has it now."""
-        canonical = await read_link(self._driver, self._path(name, digest))
-        if canonical is None or canonical.algorithm != CANONICAL:
-            return None
-        # A sha512 link is an alias: it counts as long as the sha256 link is there.
-        if canonical != digest and await read_link(self._driver, self._path(name, canonical)) is None:
+        canonical = await self.resolve(name, digest)
+        if canonical is None:
             return None
         try:
             size = await self._driver.size(layout.blob(canonical))
         except NotFound:
             return None
         return Content(digest, canonical, size)
+
+    async def resolve(self, name: RepositoryName, digest: Digest) -> Digest | None:
+        """Where the data of a linked digest lies. For who reads that data next, and so sees whether it is there."""
+        canonical = await read_link(self._driver, self._path(name, digest))
+        if canonical is None or canonical.algorithm != CANONICAL:
+            return None
+        # A sha512 link is an alias: it counts as long as the sha256 link is there.
+        if canonical != digest and await read_link(self._driver, self._path(name, canonical)) is None:
+            return None
+        return canonical
 
     async def missing(self, name: RepositoryName, digests: set[Digest]) -> set[Digest]:
         """Those of the digests that this repository does not have."""
@@ -72,9 +79,9 @@ class Links:
         if digest != canonical:
             await self._driver.write(self._path(name, digest), str(canonical).encode())
 
-    async def remove(self, name: RepositoryName, content: Content) -> None:
+    async def remove(self, name: RepositoryName, content: Content, *aliases: Digest) -> None:
         """Take the content out of the repository, under every name it has there. Twice does no harm."""
-        for digest in (content.canonical, content.digest):
+        for digest in dict.fromkeys((content.canonical, content.digest, *aliases)):
             try:
                 await self._driver.remove(self._path(name, digest))
             except NotFound:

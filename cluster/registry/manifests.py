@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from cluster.errors import (
@@ -16,6 +17,7 @@ from cluster.errors import (
     ManifestTooLarge,
     ManifestUnknown,
     RegistryErrors,
+    Unavailable,
 )
 from cluster.oci.digest import Digest
 from cluster.oci.manifest import (
@@ -31,12 +33,22 @@ from cluster.oci.reference import Reference, RepositoryName, Tag
 from cluster.registry.blobs import BlobStore
 from cluster.registry.links import Content, Links
 from cluster.registry.referrers import Referrers
-from cluster.registry.tags import Precondition, TagStore
+from cluster.registry.tags import Pointer, Precondition, TagStore
 from cluster.storage import layout
-from cluster.storage.driver import Driver, NotFound
+from cluster.storage.driver import Driver, NotFound, Reader
 
 _TYPES = 65536  # manifests whose media type a worker remembers
+_LARGE = 256 * 1024  # bytes; what is larger is hashed beside the event loop, and sent in pieces
+_ALIAS = "sha512"  # the one algorithm by which a manifest may be named besides the canonical one
+_OVERTAKEN = 10  # times that a tag may move while it is read
 _PLUGIN = "application/vnd.docker.plugin.v1+json"
+
+
+class UrlPattern(Protocol):
+    """A pattern of `validation.manifests.urls`. URLs are clients' own: it must take time that is linear in them."""
+
+    def is_in(self, text: str) -> bool:
+        """Whether some part of the text matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,8 @@ class Rules:
 
     disabled: bool = False
     sparse: bool = False
-    urls_allow: tuple[re.Pattern[str], ...] = ()
-    urls_deny: tuple[re.Pattern[str], ...] = ()
+    urls_allow: tuple[UrlPattern, ...] = ()
+    urls_deny: tuple[UrlPattern, ...] = ()
     platforms: str = "all"  # of an index, whose children must be there: all, none, or those of the list
     platform_list: frozenset[tuple[str, str]] = field(default_factory=frozenset)  # (architecture, os)
     classes: frozenset[str] = frozenset()
@@ -59,7 +71,11 @@ class Stored:
     digest: Digest  # as the client named it; behind a tag, as the tag's writer named it
     media_type: str
     size: int  # bytes
-    content: bytes | None  # None when only its head was asked for
+    content: bytes | None  # None when only its head was asked for, or it is to be read from `reader`
+    reader: Reader | None = None  # of a large one that is to be sent; whoever asked closes it
+
+
+Load = Callable[[RepositoryName, Pointer], Awaitable[Stored | None]]
 
 
 class ManifestStore:
@@ -74,7 +90,7 @@ class ManifestStore:
         self._referrers = referrers
         self._rules = rules or Rules()
         self._links = Links(driver, layout.revision_link)
-        self._types: OrderedDict[Digest, str] = OrderedDict()
+        self._types: OrderedDict[str, tuple[str, int]] = OrderedDict()  # media type and size, by hex of the sha256
 
     async def put(
         self,
@@ -85,7 +101,12 @@ class ManifestStore:
         tags: Sequence[Tag] = (),
         precondition: Precondition | None = None,
     ) -> tuple[Digest, Manifest]:
-        """Store a manifest and point tags to it (OCI end-7a, end-7b). Nothing has changed when it is refused."""
+        """Store a manifest and point tags to it (OCI end-7a, end-7b). Nothing has changed when it is refused.
+
+        A tag reference is written first, and `precondition` is asked of it alone. Beside a digest it is asked of
+        each of `tags`, and of nothing when there are none: content cannot change. Each tag is a register of its own
+        (promise P3): when somebody moves one of several meanwhile, those before it have been written.
+        """
         if len(content) > LIMIT:
             raise ManifestTooLarge(f"{len(content)} bytes: at most {LIMIT} are taken")
         canonical = Digest.of(content)
@@ -96,11 +117,11 @@ class ManifestStore:
                 raise DigestInvalid(
                     f"the manifest is not {reference}, it is {Digest.of(content, reference.algorithm)}"
                 )
-        else:
-            tags = [*tags, reference]
+        first = [reference] if isinstance(reference, Tag) else []
         manifest = parse_manifest(content, content_type)
-        if precondition is not None and isinstance(reference, Tag):
-            precondition.check(await self._tags.get(name, reference))  # and again under the lock, where it counts
+        guarded = dict.fromkeys(first or tags) if precondition is not None else {}
+        for tag in guarded:  # and again under the lock, where it counts
+            await self._tags.check(name, tag, precondition or Precondition())
         await self._check(name, manifest)
 
         async def ensure() -> None:
@@ -109,39 +130,47 @@ class ManifestStore:
 
         await self._driver.write(layout.blob(canonical), content)
         await self._links.add(name, digest, canonical)
-        await self._referrers.add(name, digest, len(content), manifest)
-        for tag in dict.fromkeys(tags):
-            await self._tags.put(name, tag, digest, ensure, precondition)
+        await self._referrers.add(name, digest, canonical, len(content), manifest)
+        for tag in dict.fromkeys([*first, *tags]):
+            pointer = Pointer(digest, canonical)
+            await self._tags.put(name, tag, pointer, ensure, precondition if tag in guarded else None)
         return digest, manifest
 
     async def head(self, name: RepositoryName, reference: Reference) -> Stored:
         """What is known of a manifest without its bytes (OCI end-3). ManifestUnknown."""
-        found = await self._find(name, reference)
-        media_type = self._types.get(found.canonical)
-        if media_type is None:
-            return await self._load(found)
-        return Stored(found.digest, media_type, found.size, None)
+        return await self._look(name, reference, self._head)
 
     async def get(self, name: RepositoryName, reference: Reference) -> Stored:
         """A manifest with its bytes as they were pushed (OCI end-3). ManifestUnknown."""
-        return await self._load(await self._find(name, reference))
+        return await self._look(name, reference, self._get)
 
-    async def platform_child(
-        self, name: RepositoryName, stored: Stored, architecture: str, system: str
-    ) -> Stored | None:
-        """The manifest of a Docker manifest list for one platform: what a client that knows no lists is given."""
-        if stored.media_type != DOCKER_LIST:
-            return None
-        content = stored.content or (await self.get(name, stored.digest)).content or b""
-        for child in parse_manifest(content).children:
-            if child.platform and (child.platform.architecture, child.platform.os) == (architecture, system):
-                return await self.get(name, child.digest)
-        raise ManifestUnknown(f"the list {stored.digest} has no manifest for {system}/{architecture}")
+    async def open(self, name: RepositoryName, reference: Reference) -> Stored:
+        """The same for sending: a large one comes with a reader, for clients that take long. ManifestUnknown."""
+        return await self._look(name, reference, self._open)
+
+    async def for_platform(self, name: RepositoryName, tag: Tag, platform: tuple[str, str]) -> Stored:
+        """What a client that knows no lists is given for a tag: of a Docker manifest list, one manifest of it.
+
+        ManifestUnknown also where the list has none for the platform, (architecture, operating system).
+        """
+
+        async def load(name: RepositoryName, pointer: Pointer) -> Stored | None:
+            stored = await self._get(name, pointer)
+            if stored is None or stored.media_type != DOCKER_LIST:
+                return stored
+            for child in parse_manifest(stored.content or b"").children:
+                if child.platform and (child.platform.architecture, child.platform.os) == platform:
+                    return await self._get(name, Pointer(child.digest, child.digest))
+            raise ManifestUnknown(f"the list {stored.digest} has no manifest for {'/'.join(platform)}")
+
+        return await self._look(name, tag, load)
 
     async def delete(self, name: RepositoryName, digest: Digest) -> None:
         """Take a manifest, and the tags that point to it, out of the repository (OCI end-9, rule T5)."""
-        found = await self._find(name, digest)
-        names = {found.digest, found.canonical}
+        found = await self._links.find(name, digest)
+        if found is None:
+            raise ManifestUnknown(f"{name} has no manifest {digest}")
+        names = {found.digest, found.canonical, *await self._aliases(found)}
 
         async def points_here(current: Digest) -> bool:
             return current in names
@@ -151,8 +180,9 @@ class ManifestStore:
 
         for tag in await self._tags.pointing_to(name, names):
             await self._tags.delete(name, tag, only_if=points_here)
-        await self._links.remove(name, found)
-        await self._blobs.forget(name, found)
+        await self._links.remove(name, found, *names)
+        for alias in names - {found.canonical}:
+            await self._blobs.forget(name, Content(alias, found.canonical, found.size))
         # A tag that was moved here meanwhile; a writer that comes later finds the link gone and makes it again.
         for tag in await self._tags.pointing_to(name, names):
             await self._tags.delete(name, tag, only_if=points_nowhere)
@@ -162,33 +192,86 @@ class ManifestStore:
         if not await self._tags.delete(name, tag, precondition):
             raise ManifestUnknown(f"{name} has no tag {tag}")
 
-    async def _find(self, name: RepositoryName, reference: Reference) -> Content:
-        digest = reference if isinstance(reference, Digest) else await self._tags.get(name, reference)
-        found = digest and await self._links.find(name, digest)
-        if not found:
-            raise ManifestUnknown(f"{name} has no manifest {reference}")
-        return found
-
-    async def _load(self, found: Content) -> Stored:
-        if found.size > LIMIT:
-            raise ManifestUnknown(f"{found.digest} is no manifest: it has {found.size} bytes")
+    async def _aliases(self, found: Content) -> list[Digest]:
+        """The other names under which a manifest may be here: whoever deletes it may not know them."""
         try:
-            content = await self._driver.read(layout.blob(found.canonical))
+            content = await self._driver.read(layout.blob(found.canonical)) if found.size <= LIMIT else b""
         except NotFound:
-            raise ManifestUnknown(f"the data of {found.digest} is gone") from None
-        return Stored(found.digest, self._media_type(found.canonical, content), len(content), content)
+            return []
+        if len(content) > _LARGE:
+            return [await asyncio.to_thread(Digest.of, content, _ALIAS)]
+        return [Digest.of(content, _ALIAS)]
+
+    async def _look(self, name: RepositoryName, reference: Reference, load: Load) -> Stored:
+        """What `load` makes of the manifest that a reference names. ManifestUnknown.
+
+        Between reading a tag and its manifest, the tag may move and the manifest be deleted. So a tag is without
+        its manifest only if it still says the same, and the manifest is still not there.
+        """
+        if isinstance(reference, Digest):
+            return _known(await load(name, Pointer(reference, reference)), name, reference)
+        pointer = await self._tags.read(name, reference)
+        for _ in range(_OVERTAKEN):
+            stored = await load(name, pointer) if pointer is not None else None
+            if stored is not None or pointer is None:
+                return _known(stored, name, reference)
+            before, pointer = pointer, await self._tags.read(name, reference)
+            if pointer == before:
+                return _known(await load(name, before), name, reference)
+        raise Unavailable("the tag moves faster than it can be read", headers={"Retry-After": "1"})
+
+    async def _head(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
+        found = await self._links.find(name, pointer.held)
+        if found is None:
+            return None
+        known = self._types.get(found.canonical.encoded)
+        if known is None:
+            return await self._read(pointer.digest, found.canonical)
+        return Stored(pointer.digest, known[0], found.size, None)
+
+    async def _get(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
+        canonical = await self._links.resolve(name, pointer.held)
+        return await self._read(pointer.digest, canonical) if canonical is not None else None
+
+    async def _open(self, name: RepositoryName, pointer: Pointer) -> Stored | None:
+        canonical = await self._links.resolve(name, pointer.held)
+        if canonical is None:
+            return None
+        known = self._types.get(canonical.encoded)
+        if known is None or known[1] <= _LARGE:
+            stored = await self._read(pointer.digest, canonical)
+            if stored is None or stored.size <= _LARGE:
+                return stored
+            known = stored.media_type, stored.size
+        try:
+            reader = await self._driver.open(layout.blob(canonical))
+        except NotFound:
+            return None
+        return Stored(pointer.digest, known[0], reader.size, None, reader)
+
+    async def _read(self, digest: Digest, canonical: Digest) -> Stored | None:
+        """A manifest that is linked, if its data is there. ManifestUnknown when that is none."""
+        known = self._types.get(canonical.encoded)
+        path = layout.blob(canonical)
+        try:
+            # What has been served as a manifest before is none of those blobs that are too large to be read.
+            if known is None and (size := await self._driver.size(path)) > LIMIT:
+                raise ManifestUnknown(f"{digest} is no manifest: it has {size} bytes")
+            content = await self._driver.read(path)
+        except NotFound:
+            return None
+        media_type = known[0] if known is not None else self._media_type(canonical, content)
+        return Stored(digest, media_type, len(content), content)
 
     def _media_type(self, canonical: Digest, content: bytes) -> str:
         """What the bytes say they are; kept, because they cannot change."""
-        media_type = self._types.get(canonical)
-        if media_type is None:
-            try:
-                media_type = stored_media_type(content)
-            except ManifestInvalid as error:
-                raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
-            self._types[canonical] = media_type
-            while len(self._types) > _TYPES:
-                self._types.popitem(last=False)
+        try:
+            media_type = stored_media_type(content)
+        except ManifestInvalid as error:
+            raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
+        self._types[canonical.encoded] = media_type, len(content)
+        while len(self._types) > _TYPES:
+            self._types.popitem(last=False)
         return media_type
 
     async def _check(self, name: RepositoryName, manifest: Manifest) -> None:
@@ -224,9 +307,9 @@ class ManifestStore:
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.fragment:
             return False
         rules = self._rules
-        if rules.urls_allow and not any(pattern.search(url) for pattern in rules.urls_allow):
+        if rules.urls_allow and not any(pattern.is_in(url) for pattern in rules.urls_allow):
             return False
-        return not any(pattern.search(url) for pattern in rules.urls_deny)
+        return not any(pattern.is_in(url) for pattern in rules.urls_deny)
 
     async def _missing_children(self, name: RepositoryName, children: Sequence[Descriptor]) -> set[Digest]:
         """Children of an index that are neither manifests nor blobs here: build caches list blobs in an index."""
@@ -239,3 +322,9 @@ class ManifestStore:
             return self._rules.platforms == "all"
         platform = child.platform
         return platform is not None and (platform.architecture, platform.os) in self._rules.platform_list
+
+
+def _known(stored: Stored | None, name: RepositoryName, reference: Reference) -> Stored:
+    if stored is None:
+        raise ManifestUnknown(f"{name} has no manifest {reference}")
+    return stored

@@ -72,7 +72,7 @@ class DigestStates:
         """Hashers that have seen the first `offset` bytes themselves."""
         hashers = {name: new_hasher(name) for name in algorithms}
 
-        def observe(piece: bytes) -> None:
+        def observe(piece: bytes | memoryview) -> None:
             for hasher in hashers.values():
                 hasher.update(piece)
 

@@ -1,6 +1,8 @@
 """Tags: movable names of manifests. Every write holds the tag's lock (rules T1 to T5); reads take none.
 
-Each tag is a register of its own, linearizable over all nodes on one strictly consistent storage.
+Each tag is a register of its own, linearizable over all nodes on one strictly consistent storage. Its link holds a
+sha256, which is all that Distribution and its garbage collection understand; that the writer named the manifest by
+sha512 is noted beside it. Links that hold a sha512 (we wrote such once) are read all the same.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
-from cluster.oci.digest import Digest
+from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName, Tag
 from cluster.registry.links import gather_limited, read_link
 from cluster.storage import layout
@@ -41,6 +44,13 @@ class Precondition:
             raise PreconditionFailed({"current": str(current), "unwanted": sorted(self.none_match)})
 
 
+class Pointer(NamedTuple):
+    """What a tag says."""
+
+    digest: Digest  # the manifest as the tag's writer named it
+    held: Digest  # what the link holds: the sha256, but for old links
+
+
 class TagStore:
     """The tags of every repository."""
 
@@ -49,18 +59,32 @@ class TagStore:
         self._checked: dict[RepositoryName, tuple[list[str], float]] = {}
 
     async def get(self, name: RepositoryName, tag: Tag) -> Digest | None:
-        """What the tag points to."""
-        return await read_link(self._driver, layout.tag_link(name, tag))
+        """What the tag points to, as its writer named it."""
+        pointer = await self.read(name, tag)
+        return pointer.digest if pointer is not None else None
+
+    async def read(self, name: RepositoryName, tag: Tag) -> Pointer | None:
+        """What the tag points to, by both names.
+
+        The second look costs a system call that finds nothing and waits for nothing: the name has to be asked for
+        where it lies, because the same manifest may be put again under its other name, on any node.
+        """
+        held = await read_link(self._driver, layout.tag_link(name, tag))
+        if held is None:
+            return None
+        if held.algorithm != CANONICAL:
+            return Pointer(held, held)
+        return Pointer(await read_link(self._driver, layout.tag_name(name, tag, held)) or held, held)
 
     async def put(
         self,
         name: RepositoryName,
         tag: Tag,
-        digest: Digest,
+        manifest: Pointer,
         ensure: Callable[[], Awaitable[None]],
         precondition: Precondition | None = None,
     ) -> None:
-        """Point the tag to a manifest. PreconditionFailed, Unavailable (rule T2).
+        """Point the tag to a manifest, whose link is to hold its sha256. PreconditionFailed, Unavailable (rule T2).
 
         `ensure` is called under the lock and makes sure that the manifest is still in the repository. Before, so
         that no reader meets a tag without it; and after: a delete of it that runs at the same time takes the link
@@ -68,12 +92,31 @@ class TagStore:
         """
         async with self._locked(name, tag):
             if precondition is not None:
-                precondition.check(await self.get(name, tag))
+                await self.check(name, tag, precondition)
             await ensure()
-            content = str(digest).encode()
-            await self._driver.write(layout.tag_index_link(name, tag, digest), content)
+            content = str(manifest.held).encode()
+            await self._driver.write(layout.tag_index_link(name, tag, manifest.held), content)
+            # Where the tag points to this manifest already, the name alone changes, and in one step; otherwise
+            # nobody looks at this name before the link is replaced.
+            await self._note_name(name, tag, manifest)
             await self._driver.write(layout.tag_link(name, tag), content)
             await ensure()
+
+    async def check(self, name: RepositoryName, tag: Tag, precondition: Precondition) -> Pointer | None:
+        """What the tag points to, if it is what a write expects; else PreconditionFailed."""
+        current = await self.read(name, tag)
+        precondition.check(current.digest if current is not None else None)
+        return current
+
+    async def _note_name(self, name: RepositoryName, tag: Tag, manifest: Pointer) -> None:
+        path = layout.tag_name(name, tag, manifest.held)
+        if manifest.digest != manifest.held:
+            await self._driver.write(path, str(manifest.digest).encode())
+            return
+        try:
+            await self._driver.remove(path)
+        except NotFound:
+            pass
 
     async def delete(
         self,
@@ -82,30 +125,36 @@ class TagStore:
         precondition: Precondition | None = None,
         only_if: Callable[[Digest], Awaitable[bool]] | None = None,
     ) -> bool:
-        """Remove the tag; False when there is none, or `only_if` does not hold of what it points to."""
-        current = await self.get(name, tag)
-        if precondition is not None:
-            precondition.check(current)
-        if current is None:
+        """Remove the tag; False when there is none, or `only_if` does not hold of what its link holds."""
+        precondition = precondition or Precondition()
+        current = await self.check(name, tag, precondition)
+        if current is None and not await self._has_directory(name, tag):
             return False  # before a lock is made: asking for nothing must leave nothing behind
         async with self._locked(name, tag):
-            current = await self.get(name, tag)
-            if precondition is not None:
-                precondition.check(current)
-            if current is None or (only_if is not None and not await only_if(current)):
-                return False
-            # The link first: it is the moment at which the tag is gone. The rest only tidies up.
-            await self._driver.remove(layout.tag_link(name, tag))
+            current = await self.check(name, tag, precondition)
+            if current is not None:
+                if only_if is not None and not await only_if(current.held):
+                    return False
+                # The link first: it is the moment at which the tag is gone. The rest only tidies up.
+                await self._driver.remove(layout.tag_link(name, tag))
+            # Also where there was no link: a node may have died just here, and nobody else comes by.
             try:
                 await self._driver.remove(layout.tag(name, tag))
             except NotFound:
                 pass
+        return current is not None
+
+    async def _has_directory(self, name: RepositoryName, tag: Tag) -> bool:
+        try:
+            await self._driver.stamp(layout.tag(name, tag))
+        except NotFound:
+            return False
         return True
 
     async def pointing_to(self, name: RepositoryName, digests: set[Digest]) -> list[Tag]:
-        """The tags that point to any of the digests now."""
+        """The tags whose links hold any of the digests now."""
         tags = [Tag(tag) for tag in await self._names(name)]
-        current = await gather_limited([self.get(name, tag) for tag in tags])
+        current = await gather_limited([read_link(self._driver, layout.tag_link(name, tag)) for tag in tags])
         return [tag for tag, digest in zip(tags, current, strict=True) if digest in digests]
 
     async def page(self, name: RepositoryName, last: str, limit: int) -> tuple[list[str], bool]:

@@ -48,7 +48,7 @@ class Node:
     clock: float  # what its clock said when it said this
     signs: str  # fingerprint of the key that signs its uploads
     accepts: tuple[str, ...]  # fingerprints of all keys that it takes
-    storage: str  # identity of its storage
+    storage: str  # the mark that this start of it left on its storage (identity.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,13 @@ class Disk:
         """A file that is there, for writing."""
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
-    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+    def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         """All of it, from this offset on."""
         written = 0
         while written < len(data):
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, data: bytes | memoryview) -> None:
         """All of it: a short write goes on where it stopped."""
         written = os.write(fd, data)
         while written < len(data):

@@ -7,7 +7,8 @@ What holds for every method:
 - What it changed is durable when it returns: a loss of power leaves the old or the new state, never a mixture.
 - It may be called again, by anyone, after a failure at any point.
 - It raises the errors below and no others; StorageTimeout after the driver's limit, when storage hangs.
-- Nothing here verifies digests: registry/uploads.py and registry/manifests.py do, before anything is linked.
+- Digests are verified by registry/uploads.py and registry/manifests.py, before anything is linked; here only where
+  bytes may have changed since then (`Uploads.commit`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Changed(StorageError):
     """Bytes of an upload changed while it was committed: somebody else still writes them."""
 
 
-Observer = Callable[[bytes], object]
+Observer = Callable[[bytes | memoryview], object]
+Take = Callable[[int], bytes | memoryview]
+"""The next bytes, at most so many, if there are any now. Never waits. They stay as they are until the next call."""
 """Called with exactly the bytes that go to (or come from) storage, in order. May run in another thread."""
 
 
@@ -112,6 +115,12 @@ class SegmentWriter(Protocol):
 
     async def write(self, pieces: list[bytes]) -> None:
         """Append, and show the observer the same bytes, in order. When it fails, what was shown does not count."""
+
+    async def fill(self, take: Take) -> bool:
+        """Append what `take` gives until it gives nothing, or for long enough: True, ask again.
+
+        The observer and failures as with `write`; all of it takes place in one thread.
+        """
 
     async def seal(self) -> None:
         """Make it durable and publish it at its offset (rule U2). An empty one is only discarded.

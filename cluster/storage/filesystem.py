@@ -116,6 +116,8 @@ class FilesystemDriver:
         if self._try_cached:
             try:
                 return cached.read_cached(full)
+            except FileNotFoundError:  # the kernel knows that it is not there: as good as a thread's word
+                raise NotFound(path) from None
             except OSError:
                 pass
         return await self._threads.run(self._disk.read, full)

@@ -8,12 +8,13 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _manifests/revisions/<alg>/<hex>/link                  the manifest is in this repository
         _manifests/tags/<tag>/current/link                     what the tag points to
         _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
+        _manifests/tags/<tag>/index/sha256/<hex>/_name         ours: the sha512 by which it was pointed there
         _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
-        _referrers/<alg>/<hex of the subject>/<alg>-<hex>      ours: descriptor of one referrer, as JSON
+        _referrers/<alg>/<hex of the subject>/sha256-<hex>     ours: descriptor of one referrer, as JSON
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
-        _uploads/<uuid>/_seg/...                               its bytes, where we took them (storage/segments.py)
+        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (segments.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
         _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
     _cluster/secret                                            ours: the secret that a single node drew for itself
@@ -22,7 +23,8 @@ Below `<rootdirectory>/docker/registry/v2/`:
     _cluster/locks/<role>                                      ours: who purges
 
 A `link` holds a digest, 71 bytes for sha256, without a newline. What lies under sha512 is a link to its sha256.
-All that begins with `_` and is ours can be removed while no node runs: it is rebuilt, or only cost a retry.
+What is ours can be removed while no node runs, as it is rebuilt or costs a retry at most, with two exceptions:
+`_uploads/<uuid>/_seg` holds chunks that were acknowledged, and without `_cluster/secret` no open upload goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ REPOSITORIES = "repositories"
 SECRET = "_cluster/secret"  # noqa: S105 - a path
 TEMPORARY = "_cluster/tmp"
 PURGER_LOCK = "_cluster/locks/purger"
+NODES = "_cluster/nodes"
 MANIFESTS_DIRECTORY = "_manifests"
+LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long before its first manifest
 
 # Directories that no registry removes once they are there: their own entry need be made durable only once.
 _PERMANENT = re.compile(
@@ -88,6 +92,15 @@ def tag_index_link(name: RepositoryName, tag: Tag, digest: Digest) -> str:
     return f"repositories/{name}/_manifests/tags/{tag}/index/{digest.algorithm}/{digest.encoded}/link"
 
 
+def tag_name(name: RepositoryName, tag: Tag, canonical: Digest) -> str:
+    """How the tag's writer named the manifest that is this sha256; missing where that was by sha256.
+
+    One file for each manifest that the tag has pointed to, so that it is there before the tag moves, and says
+    nothing any more once the tag points to something else. Distribution reads only `link` here.
+    """
+    return f"repositories/{name}/_manifests/tags/{tag}/index/{canonical.algorithm}/{canonical.encoded}/_name"
+
+
 def tag_lock(name: RepositoryName, tag: Tag) -> str:
     return f"repositories/{name}/_manifests/_locks/{tag}"
 
@@ -100,6 +113,27 @@ def upload(name: RepositoryName, uuid: str) -> str:
     return f"repositories/{name}/_uploads/{uuid}"
 
 
+def upload_started_at(session: str) -> str:
+    """`session` is what `upload` returned, here and below."""
+    return f"{session}/startedat"
+
+
+def upload_data(session: str) -> str:
+    return f"{session}/data"
+
+
+SHARED_STATES, OWN_STATES = "hashstates", "_states"
+"""The folders of a session's digest states: what Distribution reads and writes, and what nobody but us does."""
+
+
+def upload_states(session: str, algorithm: str, folder: str = SHARED_STATES) -> str:
+    return f"{session}/{folder}/{algorithm}"
+
+
+def upload_state(session: str, algorithm: str, offset: int, folder: str = SHARED_STATES) -> str:
+    return f"{upload_states(session, algorithm, folder)}/{offset}"
+
+
 def referrers(name: RepositoryName, subject: Digest) -> str:
     return f"repositories/{name}/_referrers/{subject.algorithm}/{subject.encoded}"
 
@@ -109,7 +143,7 @@ def referrer(name: RepositoryName, subject: Digest, digest: Digest) -> str:
 
 
 def seen(name: RepositoryName) -> str:
-    """One `<alg>-<hex>` a line. Two writers may lose each other's lines: then these are looked at again."""
+    """The hex of one sha256 a line. Two writers may lose each other's lines: then these are looked at again."""
     return f"repositories/{name}/_referrers/_seen"
 
 

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.oci.digest import Digest
-from cluster.storage.driver import LockTimeout, NotFound, Observer, OffsetTaken
+from cluster.storage import layout
+from cluster.storage.driver import LockTimeout, NotFound, Observer, OffsetTaken, Take
 
 _CHUNK = 256 * 1024
 
@@ -127,6 +128,9 @@ class _Session:
         return b"".join(parts)
 
 
+_UNIT = 64 * 1024  # bytes taken of a body at a time
+
+
 class _Writer:
     def __init__(self, uploads: MemoryUploads, path: str, offset: int, observe: Observer) -> None:
         self.size = 0
@@ -141,6 +145,11 @@ class _Writer:
             self._pieces.append(bytes(piece))
             self._observe(piece)
             self.size += len(piece)
+
+    async def fill(self, take: Take) -> bool:
+        while data := take(_UNIT):
+            await self.write([bytes(data)])
+        return False
 
     async def seal(self) -> None:
         session = self._uploads.session(self._path)
@@ -170,7 +179,7 @@ class MemoryUploads:
 
     async def create(self, path: str, started_at: str) -> None:
         self._sessions[path] = _Session(started_at)
-        await self._driver.write(f"{path}/startedat", started_at.encode())
+        await self._driver.write(layout.upload_started_at(path), started_at.encode())
 
     async def started_at(self, path: str) -> str:
         return self.session(path).started_at

@@ -11,8 +11,9 @@ acknowledged is lost while the setting goes over the fleet.
 
 from __future__ import annotations
 
-from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter
-from cluster.storage.segments import SHARED_STATES, SegmentUploads
+from cluster.storage import layout
+from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter, Take
+from cluster.storage.segments import TURN, UNIT, SegmentUploads
 from cluster.storage.threads import Tenure
 
 
@@ -38,13 +39,26 @@ class _DataWriter:
         await writing
         self.size += len(data)
 
+    async def fill(self, take: Take) -> bool:
+        with self._tenure:
+            filling = self._uploads.threads.begin(self._fill, take)
+        return await filling
+
+    def _fill(self, take: Take) -> bool:
+        stop = self.size + TURN
+        while self.size < stop and (data := take(UNIT - (self._offset + self.size) % UNIT)):
+            self._observe(data)
+            self._uploads.disk.write_at(self._fd, data, self._offset + self.size)
+            self.size += len(data)
+        return self.size >= stop
+
     async def seal(self) -> None:
         with self._tenure:
             await self._uploads.threads.run_long(self._seal)
 
     def _seal(self) -> None:
         disk = self._uploads.disk
-        disk.status(f"{self._session}/startedat")  # FileNotFoundError: the session ended under us
+        disk.status(layout.upload_started_at(self._session))  # FileNotFoundError: the session ended under us
         disk.sync(self._fd)
         if self._uploads.published(self._session):
             # A node without `mixed` was quicker: what it published counts, and these bytes are not in the chain.
@@ -60,7 +74,7 @@ class MixedUploads(SegmentUploads):
 
     def _create(self, session: str, started_at: bytes) -> None:
         super()._create(session, started_at)
-        self.disk.close(self.disk.create(f"{session}/data"))
+        self.disk.close(self.disk.create(layout.upload_data(session)))
 
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
@@ -74,7 +88,7 @@ class MixedUploads(SegmentUploads):
         if self.published(session):
             return None
         try:
-            return self.disk.open_existing(f"{session}/data")
+            return self.disk.open_existing(layout.upload_data(session))
         except FileNotFoundError:
             return None
 
@@ -85,4 +99,4 @@ class MixedUploads(SegmentUploads):
     def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
         super()._save_state(session, algorithm, offset, state)
         # Where Distribution finds no state of exactly the size, its next one is of the new bytes alone.
-        self.put_state(session, SHARED_STATES, algorithm, offset, state)
+        self.put_state(session, layout.SHARED_STATES, algorithm, offset, state)

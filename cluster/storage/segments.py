@@ -12,7 +12,8 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
     _states/<alg>/<offset>         the same where there is `data`: then Distribution may have written `hashstates`,
                                    and it keeps a digest of other bytes there when it has no state to go on from
 
-`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). Nothing here computes or compares digests.
+`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). registry/uploads.py compares digests; here
+only bytes of `data` are looked at again (`_verify`): Distribution may still be writing them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from cluster.oci.digest import Digest, new_hasher
+from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter
+from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken, SegmentWriter, Take
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 from cluster.storage.threads import Tenure, Threads
 
@@ -37,7 +39,10 @@ _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
 _WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the sync at the end finds few left
 _GONE = "_gone."
-SHARED_STATES, OWN_STATES = "hashstates", "_states"
+# Bytes written at once, at multiples of themselves. The page cache keeps them in a piece of that size; larger ones
+# are less work, but often of memory that nobody has touched for long, which a virtual machine must be given first.
+UNIT = 64 * 1024
+TURN = 8 * 1024 * 1024  # bytes after which an upload that fills a thread lets others have it
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,7 +91,20 @@ class _Writer:
         await writing
         self.size += len(data)
 
-    def _write(self, data: bytes) -> None:
+    async def fill(self, take: Take) -> bool:
+        with self._tenure:
+            filling = self._uploads.threads.begin(self._fill, take)
+        return await filling
+
+    def _fill(self, take: Take) -> bool:
+        stop = self.size + TURN
+        while self.size < stop and (data := take(UNIT - self.size % UNIT)):
+            self._observe(data)
+            self._write(data)
+            self.size += len(data)
+        return self.size >= stop
+
+    def _write(self, data: bytes | memoryview) -> None:
         disk, size = self._uploads.disk, self.size + len(data)
         disk.write(self._fd, data)
         if size - self._started >= _WRITEBACK:
@@ -159,14 +177,14 @@ class SegmentUploads:
             self._driver.directories.ensure(parent)
             self.disk.mkdir(session)
         self.disk.mkdir(f"{session}/_seg")
-        fd = self.disk.create(f"{session}/startedat")
+        fd = self.disk.create(layout.upload_started_at(session))
         try:
             self.disk.write(fd, started_at)
         finally:
             self.disk.close(fd)
 
     async def started_at(self, path: str) -> str:
-        content = await self._driver.read(f"{path}/startedat")
+        content = await self._driver.read(layout.upload_started_at(path))
         return content[:64].decode("ascii", "replace")
 
     async def extent(self, path: str) -> int:
@@ -225,7 +243,7 @@ class SegmentUploads:
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
         # Last: a session that ends meanwhile must not look like an empty one. FileNotFoundError: there is none.
-        self.disk.status(f"{session}/startedat")
+        self.disk.status(layout.upload_started_at(session))
         return _Chain(segments, end, sorted(private, key=self._size, reverse=True))
 
     def _size(self, path: str) -> int:
@@ -237,12 +255,12 @@ class SegmentUploads:
     def _base(self, session: str, published: set[int]) -> Iterator[Segment]:
         """Distribution's `data`, up to where we first published behind it (U11)."""
         try:
-            size = self.disk.status(f"{session}/data").size
+            size = self.disk.status(layout.upload_data(session)).size
         except FileNotFoundError:
             return
         size = min(size, min(published, default=size))
         if size:
-            yield Segment(f"{session}/data", 0, size, False)
+            yield Segment(layout.upload_data(session), 0, size, False)
 
     def _adopt(self, session: str, path: str, offset: int) -> bool:
         """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
@@ -303,9 +321,10 @@ class SegmentUploads:
 
     def _take_over(self, session: str) -> None:
         """Prepare a session that Distribution began. FileNotFoundError when there is none."""
-        for name in ("startedat", "data"):  # first: what stands on `_seg` stands on these too (U11)
+        # First: what stands on `_seg` stands on these too (U11).
+        for path in (layout.upload_started_at(session), layout.upload_data(session)):
             try:
-                self.disk.sync_path(f"{session}/{name}")
+                self.disk.sync_path(path)
             except FileNotFoundError:
                 pass
         try:
@@ -324,7 +343,7 @@ class SegmentUploads:
     def _has_outgrown(self, session: str, offset: int) -> bool:
         """Whether `data`, behind which nothing is published yet, has become longer than this (U11)."""
         try:
-            size = self.disk.status(f"{session}/data").size
+            size = self.disk.status(layout.upload_data(session)).size
         except FileNotFoundError:
             return False
         return size > offset and min(self.published(session), default=size) > offset
@@ -339,7 +358,7 @@ class SegmentUploads:
         except FileExistsError:
             raise OffsetTaken(f"another writer has published a segment at {offset}") from None
         except FileNotFoundError:
-            self.disk.status(f"{session}/startedat")  # FileNotFoundError: the session is gone
+            self.disk.status(layout.upload_started_at(session))  # FileNotFoundError: the session is gone
             # Between closing and linking our lock was free, and somebody took us for dead (U4).
             raise OffsetTaken(f"another node has taken over the segment at {offset}") from None
         self.disk.sync_path(directory)
@@ -348,7 +367,7 @@ class SegmentUploads:
     def settle(self, session: str) -> None:
         """Make the session itself durable: what it holds is about to be acknowledged."""
         parent = os.path.dirname(session)
-        self.disk.sync_path(f"{session}/startedat")
+        self.disk.sync_path(layout.upload_started_at(session))
         self.disk.sync_path(session)
         self.disk.sync_path(parent)
         self._driver.directories.ensure(parent)  # Distribution may have made those above, and syncs none of them
@@ -382,7 +401,7 @@ class SegmentUploads:
         return await self.threads.run(self._load_state, self._full(path), algorithm, offset)
 
     def _load_state(self, session: str, algorithm: str, offset: int) -> tuple[int, bytes] | None:
-        directory = f"{session}/{self._trusted_states(session)}/{algorithm}"
+        directory = layout.upload_states(session, algorithm, self._trusted_states(session))
         try:  # nearly always there is one for this very offset
             return offset, self.disk.read(f"{directory}/{offset}")[:_STATE_LIMIT]
         except FileNotFoundError:
@@ -397,10 +416,10 @@ class SegmentUploads:
     def _trusted_states(self, session: str) -> str:
         """Where the states of this session are that nobody but us has written."""
         try:
-            self.disk.status(f"{session}/data")
+            self.disk.status(layout.upload_data(session))
         except FileNotFoundError:
-            return SHARED_STATES  # a session of ours: Distribution finds nothing in it to go on from
-        return OWN_STATES
+            return layout.SHARED_STATES  # a session of ours: Distribution finds nothing in it to go on from
+        return layout.OWN_STATES
 
     async def save_state(self, path: str, algorithm: str, offset: int, state: bytes) -> None:
         await self.threads.run(self._save_state, self._full(path), algorithm, offset, state)
@@ -411,9 +430,10 @@ class SegmentUploads:
     def put_state(self, session: str, states: str, algorithm: str, offset: int, state: bytes) -> None:
         """Keep a state in the directory `states` of a session; nothing happens where the session is gone."""
         # Not synced: a state that a loss of power leaves empty or short is not taken for one, and is made again.
-        for directory in (states, f"{states}/{algorithm}"):
+        directory = layout.upload_states(session, algorithm, states)
+        for each in (os.path.dirname(directory), directory):
             try:
-                self.disk.mkdir(f"{session}/{directory}")
+                self.disk.mkdir(each)
             except FileExistsError:
                 pass
             except FileNotFoundError:  # the session has ended; it must not come back (J5)
@@ -425,7 +445,7 @@ class SegmentUploads:
                 self.disk.write(fd, state)
             finally:
                 self.disk.close(fd)
-            self.disk.rename(temporary, f"{session}/{states}/{algorithm}/{offset}")
+            self.disk.rename(temporary, f"{directory}/{offset}")
         except FileNotFoundError:  # as above
             self.drop(temporary)
         except OSError:

@@ -298,8 +298,19 @@ def test_nothing_else_does(make_api: MakeApi, directory: Directory, path: str, t
 def test_the_clients_address_is_the_last_one_that_is_no_trusted_proxys(
     make_api: MakeApi, directory: Directory, peer: str, headers: dict[str, str], source: str
 ) -> None:
-    make(make_api, directory).get("/v2/", headers=headers, remote_addr=peer)
+    proxies = ["10.0.0.0/8", "127.0.0.0/8", "fd00::/8"]
+    make(make_api, directory, cluster={"trustedproxies": proxies}).get("/v2/", headers=headers, remote_addr=peer)
     assert directory.asked[0].source() == source
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.1", "127.0.0.1", "192.168.1.1", "::1"])
+def test_no_peer_may_tell_another_address_where_nobody_wrote_who_is_a_proxy(
+    make_api: MakeApi, directory: Directory, peer: str
+) -> None:
+    """Private ranges are the default, and there every client may be: it would try passwords as anybody."""
+    for headers in ({"X-Forwarded-For": "198.51.100.1"}, {"Forwarded": "for=198.51.100.1"}):
+        make(make_api, directory).get("/v2/", headers=headers, remote_addr=peer)
+    assert {question.source() for question in directory.asked} == {peer}
 
 
 # Mounts

@@ -209,3 +209,15 @@ def test_a_blob_is_not_deleted_where_deletes_are_off(make_api: MakeApi) -> None:
     assert refusal(answer) == (405, "UNSUPPORTED")
     assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
     assert api.snapshot() == before
+
+
+def test_what_may_be_kept_for_a_year_is_not_said_of_a_refusal(api: Api) -> None:
+    digest = api.push("a", b"content")
+    url = f"/v2/a/blobs/{digest}"
+    refused = api.get(url, headers={"Range": "bytes=100-"})
+    assert refused.status_code == 416
+    api.remove(f"blobs/sha256/{digest[7:9]}/{digest[7:]}")
+    gone = api.get(url)
+    assert gone.status_code == 404
+    for answer in (refused, gone):
+        assert not {"Cache-Control", "ETag", "Docker-Content-Digest"} & set(answer.headers)

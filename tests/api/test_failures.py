@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import falcon
 import pytest
 
 from cluster.errors import StorageError
 from cluster.storage.driver import LockTimeout, StorageFull, StorageTimeout
-from cluster.storage.memory import MemoryDriver, MemoryUploads
+from cluster.storage.memory import MemoryDriver, MemoryReader, MemoryUploads
 from tests.api.conftest import UNKNOWN, Api, Storage, encode, errors, index, refusal, sha
 
 SECRET_PLACE = "/srv/registry/docker/registry/v2/blobs"
@@ -57,6 +58,35 @@ class LockedDriver(MemoryDriver):
     async def lock(self, path: str, timeout: float) -> AsyncIterator[None]:
         raise LockTimeout(f"{path} was locked by another writer for {timeout:g} s")
         yield
+
+
+class BrokenReader(MemoryReader):
+    """A blob whose bytes can be read up to some place."""
+
+    def __init__(self, content: bytes, good: int) -> None:
+        super().__init__(content)
+        self.closed = False
+        self._good = good
+
+    async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        for offset in range(start, stop, 2):
+            if offset >= self._good:
+                raise StorageError(f"Input/output error: {SECRET_PLACE}")
+            yield b"xx"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class BadSectors(MemoryDriver):
+    """Memory whose blobs can be opened, and not read to their end."""
+
+    good = 0
+    reader: BrokenReader | None = None
+
+    async def open(self, path: str) -> MemoryReader:
+        self.reader = BrokenReader(await self.read(path), self.good)
+        return self.reader
 
 
 def api_on(driver: MemoryDriver) -> Api:
@@ -136,17 +166,47 @@ def test_a_tag_that_somebody_holds_is_503_for_writers_and_served_to_readers() ->
     assert api.get("/v2/a/manifests/v1").content == image
 
 
+@pytest.mark.parametrize("span", [None, "bytes=1-3", "bytes=0-1,3-4"])
+def test_a_blob_whose_first_bytes_cannot_be_read_is_503(span: str | None) -> None:
+    driver = BadSectors()
+    api = api_on(driver)
+    api.push("a", b"content")
+    answer = api.get(f"/v2/a/blobs/{sha(b'content')}", headers={"Range": span} if span else {})
+    assert refusal(answer) == (503, "UNAVAILABLE")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert not {"cache-control", "etag", "content-range", "docker-content-digest"} & set(answer.headers)
+    assert SECRET_PLACE not in answer.text
+    assert driver.reader is not None and driver.reader.closed
+
+
+def test_a_blob_that_breaks_off_later_ends_short_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    driver = BadSectors()
+    driver.good = 4
+    api = api_on(driver)
+    api.push("a", b"content")
+    answer = api.get(f"/v2/a/blobs/{sha(b'content')}")
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"xxxx", "7")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "cluster.api.edge")
+    assert "cut short after 4 bytes" in line and SECRET_PLACE in line and sha(b"content") in line
+    assert driver.reader is not None and driver.reader.closed
+
+
 @pytest.mark.parametrize("error", [StorageError("x"), StorageTimeout("x")])
 def test_a_node_whose_storage_fails_is_alive_says_so_and_is_taken_out_after_a_while(
     filled: Api, driver: BreakableDriver, error: StorageError
 ) -> None:
+    def probe() -> None:
+        falcon.async_to_sync(filled.application.health.probe)
+
     assert filled.get("/healthz").json["status"] == "ok"
     driver.error = error
     for ready in (True, True, False):
+        probe()
         report = filled.get("/healthz")
         assert (report.status_code, report.json["ready"]) == (503, ready)
         assert filled.get("/readyz").status_code == (200 if ready else 503)
         assert filled.get("/livez").status_code == 200
     driver.error = None
+    probe()
     assert filled.get("/healthz").json["status"] == "ok"
     assert filled.get("/readyz").status_code == 200

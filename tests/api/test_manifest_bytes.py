@@ -131,3 +131,20 @@ def test_what_another_registry_stored_and_nobody_can_name_is_unknown(api: Api, c
     api.write(f"repositories/a/_manifests/revisions/sha256/{digest[7:]}/link", digest.encode())
     assert refusal(api.get(f"/v2/a/manifests/{digest}")) == (404, "MANIFEST_UNKNOWN")
     assert api.head(f"/v2/a/manifests/{digest}").status_code == 404
+
+
+@pytest.mark.parametrize("size", [256 * 1024 - 1, 256 * 1024 + 1, 3_500_000])
+def test_a_large_manifest_is_served_as_a_small_one_is(api: Api, size: int) -> None:
+    value = api.image("a", annotations={"a": ""})
+    content = encode(value)
+    content = content.replace(b'"a": ""', b'"a": "' + b"x" * (size - len(content)) + b'"')
+    assert api.put_manifest("a", "v1", content).status_code == 201
+    for reference in ("v1", sha(content)):
+        for _ in range(2):  # read as a whole once, then sent from the file
+            answer = api.get(f"/v2/a/manifests/{reference}")
+            assert answer.content == content
+            assert answer.headers["Content-Length"] == str(size)
+            assert answer.headers["Content-Type"] == MANIFEST
+        assert api.get(f"/v2/a/manifests/{reference}", headers={"If-None-Match": sha(content)}).status_code == 304
+        assert api.get(f"/v2/a/manifests/{reference}", headers={"If-Match": UNKNOWN}).status_code == 412
+        assert api.head(f"/v2/a/manifests/{reference}").headers["Content-Length"] == str(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -153,6 +154,16 @@ def test_the_urls_of_a_layer_must_be_allowed(
 ) -> None:
     api = make_api(validation={"manifests": {"urls": {"allow": allow, "deny": deny}}})
     assert put(api, api.image("a", layers=urls(url))) == status
+
+
+@pytest.mark.parametrize("rule", ["allow", "deny"])
+def test_no_url_takes_a_pattern_long(make_api: MakeApi, rule: str) -> None:
+    """The pattern is that of Distribution's documentation; this URL would hold Python's own matcher for hours."""
+    api = make_api(validation={"manifests": {"urls": {rule: [r"^https?://([^/]+\.)*example\.com/"]}}})
+    value = api.image("a", layers=urls("http://" + "a." * 100_000 + "/"))
+    started = time.monotonic()
+    assert put(api, value) == (400 if rule == "allow" else 201)
+    assert time.monotonic() - started < 5
 
 
 def test_one_forbidden_url_among_many_is_enough(make_api: MakeApi) -> None:

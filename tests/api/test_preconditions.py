@@ -127,3 +127,40 @@ def test_a_bad_manifest_is_refused_for_itself_whatever_the_condition(
 def test_a_put_by_digest_has_no_tag_to_compare_with(api: Api, contents: tuple[bytes, bytes]) -> None:
     _, second = contents
     assert api.put_manifest("a", sha(second), second, **{"If-None-Match": "*"}).status_code == 201
+
+
+def test_extra_tags_have_no_part_in_the_condition_of_a_tag(api: Api, contents: tuple[bytes, bytes]) -> None:
+    first, second = contents
+    seen = {"If-Match": f'"{sha(first)}"'}
+    assert api.put_manifest("a", "v1?tag=extra", second, **seen).status_code == 201
+    assert (current(api), current(api, "extra")) == (sha(second), sha(second))
+    before = api.snapshot()
+    check_failed(api.put_manifest("a", "v1?tag=another", first, **seen), sha(second))
+    assert api.snapshot() == before
+
+
+def test_beside_a_digest_the_condition_goes_with_each_tag(api: Api, contents: tuple[bytes, bytes]) -> None:
+    first, second = contents
+    before = api.snapshot()
+    for condition in ({"If-None-Match": "*"}, {"If-Match": f'"{UNKNOWN}"'}):
+        check_failed(api.put_manifest("a", f"{sha(second)}?tag=v1", second, **condition), sha(first))
+        assert api.snapshot() == before
+    seen = {"If-Match": f'"{sha(first)}"'}
+    assert api.put_manifest("a", f"{sha(second)}?tag=v1", second, **seen).status_code == 201
+    assert current(api) == sha(second)
+
+
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+def test_a_read_of_something_else_than_the_client_wants_is_refused(
+    api: Api, contents: tuple[bytes, bytes], kind: str
+) -> None:
+    digest = sha(contents[0]) if kind == "manifests" else api.push("a", b"content")
+    url = f"/v2/a/{kind}/{digest}"
+    for value in (f'"{UNKNOWN}"', f'W/"{digest}"'):
+        answer = api.get(url, headers={"If-Match": value})
+        check_failed(answer, digest)
+        assert "Cache-Control" not in answer.headers
+        assert api.head(url, headers={"If-Match": value}).status_code == 412
+    for value in (f'"{digest}"', f'"{UNKNOWN}", "{digest}"', "*"):
+        assert api.get(url, headers={"If-Match": value}).status_code == 200
+        assert api.head(url, headers={"If-Match": value, "If-None-Match": "*"}).status_code == 304

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import falcon
 import falcon.testing
 from falcon.testing import Result
 
-from tests.api.conftest import Api, Json, MakeApi, extend, refusal, sha
+from tests.api.conftest import CONFIG, MANIFEST, Api, Json, MakeApi, encode, extend, refusal, sha
 
 CONTENT = b"content"
 READ_ONLY = {"maintenance": {"readonly": {"enabled": True}}}
@@ -110,3 +112,50 @@ async def meanwhile(
         come.set()
         await slow
     return sent, answers
+
+
+def test_large_manifests_that_are_being_sent_have_a_bound_and_small_ones_pass(api: Api) -> None:
+    """Whoever begins a large manifest and goes on slowly holds memory: of that, there is only so much."""
+    config = api.push("a", b"{}")
+    small: Json = {"schemaVersion": 2, "mediaType": MANIFEST, "layers": []}
+    small["config"] = {"mediaType": CONFIG, "digest": config, "size": 2}
+    large = encode({**small, "annotations": {"a": "x" * 4_000_000}})
+    refused, passed, late = falcon.async_to_sync(stalled, api, encode(small), large)
+    assert refusal(refused) == (429, "TOOMANYREQUESTS")
+    assert int(refused.headers["Retry-After"]) > 0
+    assert passed.status_code == 201
+    assert late.status_code == 201, "what was given up has left its room"
+
+
+async def stalled(api: Api, small: bytes, large: bytes) -> list[Result]:
+    """PUT a large manifest and a small one while sixteen large ones are under way, and a large one after these."""
+    begun, gone = asyncio.Semaphore(0), asyncio.Event()
+
+    def receive() -> Callable[[], Awaitable[Json]]:
+        async def next_event(events: Iterator[Json]) -> Json:
+            for event in events:
+                return {"type": "http.request", **event}
+            begun.release()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        return partial(next_event, iter([{"body": large[:300_000], "more_body": True}]))
+
+    headers = {"Content-Type": MANIFEST}
+    scope = partial(falcon.testing.create_scope, "/v2/a/manifests/t", "", "PUT", headers)
+    async with falcon.testing.ASGIConductor(api.app) as conductor:
+        slow = [
+            asyncio.create_task(
+                api.app(
+                    scope(content_length=4 << 20), receive(), falcon.testing.ASGIResponseEventCollector().collect
+                )
+            )
+            for _ in range(16)
+        ]
+        for _ in slow:
+            await asyncio.wait_for(begun.acquire(), 10)
+        put = partial(conductor.simulate_put, "/v2/a/manifests/t", headers=headers)
+        answers = [await put(body=large), await put(body=small)]
+        gone.set()
+        await asyncio.gather(*slow)
+        return [*answers, await put(body=large)]

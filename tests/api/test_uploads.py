@@ -253,6 +253,16 @@ def test_u8_a_single_post_that_breaks_off_leaves_nothing(api: Api) -> None:
 
 
 @algorithms
+def test_a_single_post_of_other_bytes_is_refused_although_the_blob_is_there(api: Api, algorithm: str) -> None:
+    digest = sha(CONTENT, algorithm)
+    assert api.post(extend(UPLOADS, digest=digest), body=CONTENT).status_code == 201
+    before = api.snapshot()
+    assert refusal(api.post(extend(UPLOADS, digest=digest), body=FIRST)) == (400, "DIGEST_INVALID")
+    assert api.snapshot() == before
+    assert api.post(extend(UPLOADS, digest=digest), body=CONTENT).status_code == 201
+
+
+@algorithms
 def test_u8_a_digest_that_does_not_match_ends_the_session_and_links_nothing(api: Api, algorithm: str) -> None:
     location = api.append(api.start("a/b"), FIRST)
     wrong = sha(CONTENT, algorithm)

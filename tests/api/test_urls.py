@@ -116,6 +116,9 @@ ABSOLUTE = [
     ({"Forwarded": 'Proto=https ; Host="f.example.com:8443", proto=http'}, "https://f.example.com:8443"),
     ({"Forwarded": "proto=https", **PROXY}, "https://registry.internal:5000"),
     ({"Forwarded": "for=1.2.3.4", **PROXY}, "http://registry.internal:5000"),
+    ({"Forwarded": "for=1.2.3.4;proto=HTTPS"}, "https://registry.internal:5000"),
+    ({"X-Forwarded-Proto": "Https"}, "https://registry.internal:5000"),
+    ({"Forwarded": 'for="1.2.3.4:_abc";proto=https'}, "https://registry.internal:5000"),  # RFC 7239 section 6
     ({"X-Forwarded-Proto": "javascript"}, "http://registry.internal:5000"),
     ({"X-Forwarded-Proto": ""}, "http://registry.internal:5000"),
 ]

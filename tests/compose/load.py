@@ -54,6 +54,7 @@ class EngineLoad:
     def __init__(self, engine: Engine, host: str, directory: str) -> None:
         self.images = 0
         self.first_failures: list[str] = []
+        self.failures: list[str] = []  # with all retries
         self._engine = engine
         self._host = host
         self._directory = directory
@@ -80,6 +81,7 @@ class EngineLoad:
                 return
             except AssertionError as error:
                 if pause is None:
+                    self.failures.append(str(error))
                     raise
                 if attempt == 0:
                     self.first_failures.append(str(error))

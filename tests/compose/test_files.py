@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import cli, config, haproxy, settings
+from cluster import cli, config, haproxy, settings, values
 from tests.support.process import Node
 from tests.support.tools import PROJECT, require
 
@@ -30,7 +30,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def seconds(text: str) -> float:
-    return settings.duration(text)
+    return values.duration(text)
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)

@@ -113,6 +113,39 @@ async def test_a_segment_is_what_was_fed_and_the_observer_sees_it_in_order(
     assert await replayed(uploads, 0, len(CONTENT)) == CONTENT
 
 
+async def test_a_segment_may_be_filled_and_written_in_turn(uploads: Uploads, session: str) -> None:
+    seen: list[bytes] = []
+    rest = CONTENT * 300
+
+    def take(most: int) -> memoryview:
+        nonlocal rest
+        piece, rest = bytearray(rest[:most]), rest[most:]
+        return memoryview(piece)
+
+    whole = b"first" + rest + b"last"
+    writer = await uploads.append(session, 0, lambda piece: seen.append(bytes(piece)))
+    await writer.write([b"first"])
+    while await writer.fill(take):
+        assert writer.size < len(whole) - 4
+    await writer.write([b"last"])
+    assert writer.size == len(whole)
+    await writer.seal()
+    await writer.discard()
+    assert b"".join(seen) == whole
+    assert await replayed(uploads, 0, len(whole)) == whole
+
+
+async def test_a_failure_while_a_segment_is_filled_is_told(uploads: Uploads, session: str) -> None:
+    def observe(piece: bytes | memoryview) -> None:
+        raise ZeroDivisionError
+
+    writer = await uploads.append(session, 0, observe)
+    with pytest.raises(ZeroDivisionError):
+        await writer.fill(lambda most: b"x"[:most])
+    await writer.discard()
+    assert await uploads.extent(session) == 0
+
+
 async def test_a_segment_is_private_until_it_is_sealed(backend: Backend, session: str) -> None:
     other = backend.another_node().uploads
     writer = await backend.uploads.append(session, 0, ignore)

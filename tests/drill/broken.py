@@ -17,9 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster import app, cli
-from cluster.oci.digest import Digest
 from cluster.oci.reference import RepositoryName, Tag
-from cluster.registry.tags import TagStore
+from cluster.registry.tags import Pointer, TagStore
 from cluster.storage.disk import Disk
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads
@@ -47,13 +46,13 @@ def no_fencing() -> None:
 
 def stale_tags() -> None:
     """What a tag held is remembered for some seconds, and forgotten only where it is written."""
-    get, put = TagStore.get, TagStore.put
-    known: dict[tuple[RepositoryName, Tag], tuple[Digest | None, float]] = {}
+    read, put = TagStore.read, TagStore.put
+    known: dict[tuple[RepositoryName, Tag], tuple[Pointer | None, float]] = {}
 
-    async def cached_get(self: TagStore, name: RepositoryName, tag: Tag) -> Digest | None:
+    async def cached_read(self: TagStore, name: RepositoryName, tag: Tag) -> Pointer | None:
         held, since = known.get((name, tag), (None, 0.0))
         if time.monotonic() - since > 3:
-            held = await get(self, name, tag)
+            held = await read(self, name, tag)
             known[name, tag] = held, time.monotonic()
         return held
 
@@ -61,7 +60,7 @@ def stale_tags() -> None:
         await put(self, name, tag, *more)
         known.pop((name, tag), None)
 
-    TagStore.get = cached_get  # type: ignore[method-assign]
+    TagStore.read = cached_read  # type: ignore[method-assign]
     TagStore.put = forgetting_put  # type: ignore[method-assign]
 
 

@@ -53,8 +53,9 @@ def test_every_fault_is_listed_with_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["run", "node-kil"], 1, "no drill 'node-kil'"),
-        (["run", "node-kill", "--target", "/nowhere"], 1, "/nowhere/cluster.json"),
+        (["run", "node-kil"], 1, "no drill 'node-kil': did you mean node-kill?"),
+        (["run", "zzz"], 1, "no drill 'zzz': `registry-cluster drill list` names all"),
+        (["run", "node-kill", "--target", "/nowhere"], 1, "no cluster in /nowhere"),
         (["run", "storage-full", "--target", "/nowhere"], 1, "run it without --target"),
         (["run", "node-kill", "--load", "2"], 2, "found '2', wanted a number from 5"),
         (["run", "node-kill", "--locustfile", "/nowhere.py"], 1, "there is no /nowhere.py: wanted a locustfile"),

@@ -155,6 +155,25 @@ def test_the_doctor_says_what_is_wrong_with_a_configuration_without_starting_it(
     assert "not reached" in done.stdout  # the third, which does not run
 
 
+def test_the_doctor_writes_nothing_where_a_node_has_drawn_no_secret_yet(tmp_path: Path) -> None:
+    """What it would leave there belongs to whoever asks it, and the node could not read it."""
+    node = Node(tmp_path)
+    del node.config["http"]["secret"]
+    os.makedirs(node.root)
+    Path(node.config_path).write_text(yaml.safe_dump(node.config), encoding="utf-8")
+    done = run(node, "doctor")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "http.secret is empty, and this node has not drawn one yet" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(node.root) == []
+    with running(node):
+        kept = sorted(Path(node.root).rglob("*"))
+        done = run(node, "doctor")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "no other node is known" in done.stdout
+        assert sorted(Path(node.root).rglob("*")) == kept
+
+
 def test_the_doctor_tells_of_nodes_that_differ_in_where_uploads_are(pair: Pair) -> None:
     with running(pair.node(2, cluster={"mixed": True})) as third:
         done = run(third, "doctor")

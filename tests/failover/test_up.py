@@ -144,6 +144,7 @@ def test_a_rolling_restart_under_load_fails_no_request(cluster: Cluster) -> None
         client.patch(upload, data[:300_000]).expect(202)
         started = time.monotonic()
         done = run(cluster, "restart", "--rolling")
+        assert cluster.log().count("has stopped; starting it again") == 3
         seconds = time.monotonic() - started
         assert done.returncode == 0, done.stderr
         client.patch(upload, data[300_000:]).expect(202)
@@ -169,9 +170,14 @@ def test_a_drained_node_gets_no_new_client_until_that_is_undone(cluster: Cluster
 
     assert served(1) > 0
     with Traffic(cluster, 4) as traffic:
-        assert run(cluster, "drain", node.name).returncode == 0
+        done = run(cluster, "drain", node.name)
+        assert (done.returncode, done.stdout) == (0, "node-2: gets no new client, until `drain --undo`\n")
         assert served(1) == served(21) == 0  # nor those that used to come here
-        assert run(cluster, "drain", node.name, "--undo").returncode == 0
+        done = run(cluster, "status")
+        assert done.returncode == 0
+        assert [line.count("  draining  ") for line in done.stdout.splitlines()] == [0, 0, 1, 0, 0, 0]
+        done = run(cluster, "drain", node.name, "--undo")
+        assert (done.returncode, done.stdout) == (0, "node-2: gets clients again\n")
         eventually(lambda: served(41) > 0, 20, "it gets clients again")
         traffic.until_good(10)
     assert traffic.failed == []
@@ -192,7 +198,9 @@ def test_status_has_a_line_for_every_part_also_for_one_that_hangs(cluster: Clust
         assert "uploads 0  storage ok" in lines[node.name]
     assert f"pid {cluster.redis_pid}" in lines["redis"]
     with cluster.nodes[2].paused():
-        lines = {line.split()[0]: line for line in run(cluster, "status").stdout.splitlines()}
+        done = run(cluster, "status")
+    assert done.returncode == 1
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert "does not answer" in lines["node-3"]
     assert "  ready  " in lines["node-1"]
 
@@ -217,6 +225,12 @@ def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Pat
         assert cluster.wait(within=60) == 0
         eventually(lambda: not any(map(members, groups)), 5, "nothing outlives what has started it")
         assert cluster.pids() == []
+        done = run(cluster, "status")
+        assert (done.returncode, done.stdout.count("stopped")) == (1, 5)
+        for verb in (["restart", "--rolling"], ["drain", "node-1"]):
+            done = run(cluster, *verb)
+            assert done.returncode == 1
+            assert "is not running; start the cluster with `registry-cluster up`" in done.stderr
         cluster.start()
         with Client(cluster.urls) as client:
             assert client.pull(NAME, digest) == b"kept over a restart"
@@ -254,6 +268,52 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path)
     assert "--port" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("data/run/*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "0"], "found '0', wanted a number of nodes from 1 to 100"),
+        (["--nodes", "many"], "found 'many', wanted a number of nodes"),
+        (["--port", "99999"], "found '99999', wanted a port from 1 to 65535"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    done = run(Cluster(tmp_path), "up", *words)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "problems"),
+    [
+        ({"storage": "inmemory"}, ["storage: found inmemory, wanted filesystem"]),
+        ({"http": {"draintimeout": "soon"}, "log": {"level": "loud"}}, ["http.draintimeout: found", "log.level: "]),
+    ],
+)
+def test_what_is_wrong_with_the_configuration_is_said_once_before_anything_is_started(
+    tmp_path: Path, config: dict[str, object], problems: list[str]
+) -> None:
+    base = tmp_path / "base.yml"
+    base.write_text(json.dumps({"version": "0.1", **config}))
+    done = run(Cluster(tmp_path), "up", "--port", str(free_port()), "--config", str(base))
+    assert done.returncode == 1
+    assert [done.stderr.count(problem) for problem in problems] == [1] * len(problems), done.stderr
+    assert len(done.stderr.splitlines()) == len(problems)
+    assert not list(tmp_path.glob("data/run/*"))
+
+
+def test_a_node_that_cannot_start_is_named_with_what_it_said_last(tmp_path: Path) -> None:
+    """Its configuration is right; only the node itself finds the key that is not there."""
+    accounts = {"htpasswd": {"realm": "r", "path": "/proc/no/such/place"}}
+    base = tmp_path / "base.yml"
+    base.write_text(json.dumps({"version": "0.1", "auth": accounts}))
+    words = ["--nodes", "1", "--port", str(free_port()), "--config", str(base)]
+    done = run(Cluster(tmp_path), "up", *words, within=25)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert f"node-1 does not start: see {tmp_path}/data/run/node-1.log, which ends with: " in last
+    assert "/proc/no/such/place" in last
 
 
 def test_a_second_cluster_on_the_same_directory_is_refused_and_harms_nothing(cluster: Cluster) -> None:

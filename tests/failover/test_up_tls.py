@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ PASSWORD = re.compile(r"password: +(\S+)")
 
 def said(cluster: Cluster) -> str:
     """What a person sees when all runs."""
-    eventually(lambda: "stop it:" in cluster.log(), 20, "the cluster says how it is used")
+    eventually(lambda: "lose a node:" in cluster.log(), 20, "the cluster says how it is used")
     return cluster.log()
 
 
@@ -123,7 +124,8 @@ def test_the_next_start_keeps_accounts_and_authority_and_renews_what_is_about_to
     (tmp_path / "up.log").unlink()
     with up(tmp_path, "--tls", "--auth") as cluster:
         assert not PASSWORD.search(said(cluster))
-        assert "registry-cluster user add --file" in said(cluster)
+        assert f"{sys.executable} -m cluster user add --file" in said(cluster)
+        assert f"{sys.executable} -m cluster status --data {cluster.data}; kill" in said(cluster)
         assert ask(cluster, "/v2/", "admin", found[1]).status_code == 200
     assert (certs / certificates.CA).read_bytes() == authority
     assert certificates.look(str(certs))[1] - datetime.now(UTC) > timedelta(days=300)

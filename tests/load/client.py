@@ -12,19 +12,17 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from locust.contrib.fasthttp import FastHttpSession, LocustBadStatusCode
 
 from cluster.drill.facts import Facts, Register
 from cluster.drill.history import Operation, Outcome, Value, Wanted
+from cluster.drill.operations import MANIFEST
 
 T = TypeVar("T")
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar"
 PAUSES = (1.0, 2.0, 4.0)  # seconds before a step is tried again: three times, as `skopeo --retry-times 3`
 ROUNDS = 50  # requests that one resumable upload may take before it counts as stuck
 
@@ -78,22 +76,6 @@ class Upload:
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def image_manifest(config: bytes, layers: Sequence[bytes], note: str) -> bytes:
-    """A manifest that no other note has."""
-
-    def described(media_type: str, data: bytes) -> dict[str, Any]:
-        return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
-
-    content = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": described(CONFIG, config),
-        "layers": [described(LAYER, layer) for layer in layers],
-        "annotations": {"org.opencontainers.image.version": note},
-    }
-    return json.dumps(content).encode()
 
 
 class Client:

@@ -33,9 +33,10 @@ from cluster.drill.facts import Facts, Register, load
 from cluster.drill.history import Wanted
 from cluster.drill.load import record_paths
 from cluster.drill.meter import Kind
+from cluster.drill.operations import image_manifest
 from cluster.drill.tape import Tape
 from cluster.drill.verdict import verify
-from tests.load.client import Client, Failed, Request, Upload, digest_of, image_manifest
+from tests.load.client import Client, Failed, Request, Upload, digest_of
 from tests.load.pool import UserPool
 
 APPLICATIONS = 8  # repositories that images are pushed to

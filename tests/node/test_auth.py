@@ -35,8 +35,10 @@ def basic(user: str, password: str) -> str:
 KNOWN = basic(ALICE, PASSWORD)
 
 
-def settings(path: str | Path, **more: object) -> Config:
-    return {"auth": {"htpasswd": {"realm": "test", "path": str(path)}}, **more}
+def settings(path: str | Path, cluster: Config | None = None, **more: object) -> Config:
+    """Accounts, and a client that may say for whom it asks, as a proxy does."""
+    ours = {"trustedproxies": ["127.0.0.0/8"], **(cluster or {})}
+    return {"auth": {"htpasswd": {"realm": "test", "path": str(path)}}, "cluster": ours, **more}
 
 
 @pytest.fixture

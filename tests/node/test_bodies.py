@@ -73,7 +73,7 @@ def test_what_follows_a_body_is_the_next_request_and_no_part_of_the_body(
     answer = wire.ask("PATCH", upload, "Content-Length: 3", body=b"defghi\r\n\r\n")
     assert answer.status == 202
     second = wire.answer()
-    assert (second.status, second.error()) == (400, "SIZE_INVALID")
+    assert (second.status, second.error()) == (400, "UNSUPPORTED")
     assert position(node.port, upload) == 6
 
 
@@ -269,3 +269,36 @@ def test_a_client_is_told_that_the_registry_is_read_only(
     layout.tag("v1", layout.image([layout.big_layer(8)]))
     with pytest.raises(AssertionError, match=r"(?i)unsupported|405"):
         client(tmp_path, read_only.host).push(f"{layout.path}:v1", f"{read_only.host}/refused:v1")
+
+
+@pytest.mark.parametrize("extension", ["", ";a=b"], ids=["plain chunks", "an extension in the middle"])
+@pytest.mark.parametrize("size", [777, 32 * 1024, 3 * MIB + 1])
+def test_a_body_that_comes_faster_than_it_is_stored_is_what_was_sent(
+    node: Node, wire: Wire, upload: str, size: int, extension: str
+) -> None:
+    data = os.urandom(12 * MIB if size < 1024 else BIG)
+    frames = [chunk(data[start : start + size]) for start in range(0, len(data), size)]
+    middle = len(frames) // 2
+    frames[middle] = frames[middle].replace(b"\r\n", f"{extension}\r\n".encode(), 1)
+    wire.send(
+        head("PATCH", upload, "Transfer-Encoding: chunked") + b"".join(frames) + chunk(b""), head("GET", "/v2/")
+    )
+    answer = wire.answer("PATCH")
+    assert (answer.status, answer.headers["range"]) == (202, f"0-{len(data) + 2}")
+    assert wire.answer().status == 200
+    target = f"{answer.headers['location']}&digest={digest_of(b'abc', data)}"
+    assert wire.ask("PUT", target, "Content-Length: 0").status == 201
+
+
+@pytest.mark.parametrize("end", ["FIN", "no chunk"])
+def test_what_came_fast_before_a_body_broke_is_kept(node: Node, upload: str, end: str) -> None:
+    data = os.urandom(BIG)
+    frames = [chunk(data[start : start + 32 * 1024]) for start in range(0, len(data), 32 * 1024)]
+    with Wire(node.port) as wire:
+        wire.send(head("PATCH", upload, "Transfer-Encoding: chunked"), *frames)
+        if end == "no chunk":
+            answer = wire.send(b"3\r\nabcdef\r\n0\r\n\r\n").answer("PATCH")
+            assert (answer.status, answer.error()) == (400, "SIZE_INVALID")
+            assert wire.rest() == b""
+    kept = 3 + len(data) + (3 if end == "no chunk" else 0)
+    eventually(lambda: position(node.port, upload) == kept, 30, "what came is kept")

@@ -1,6 +1,7 @@
 """The command line as an operator meets it: exit codes, and messages that say what to do."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,38 @@ def test_wrong_arguments_are_exit_code_2_and_show_the_usage(arguments: list[str]
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: registry-cluster")
+
+
+def test_without_a_word_the_help_is_shown() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
+
+
+VERBS = [
+    *(["serve"], ["config", "check"], ["config", "show"], ["haproxy"], ["doctor"], ["certs"]),
+    *(["secret", step] for step in ("init", "add", "promote", "drop")),
+    *(["user", step] for step in ("add", "remove", "list", "verify")),
+    *(["tokenkey", step] for step in ("list", "rotate", "retire", "jwks")),
+    *(["policy", step] for step in ("check", "explain")),
+    *(["up"], ["status"], ["drain"], ["restart"], ["drill"], ["drill", "list"], ["drill", "run"]),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_says_what_it_does_and_where_it_looks(verb: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")  # a line for each argument
+    done = run(*verb, "--help")
+    assert done.returncode == 0, done.stderr
+    head, _, rest = done.stdout.partition("\n\n")
+    assert head.startswith(f"usage: registry-cluster {' '.join(verb)}")
+    assert not rest.startswith(("positional", "options")), "a description comes first"
+    lines = re.sub(r"\n {10,}", "   ", rest).splitlines()  # a long option has its help below it
+    for line in lines:
+        assert not re.fullmatch(r"  \S+( \S+)?", line) or line == "  VERB", f"no help: {line}"
+        if line.split()[:1] in (["CONFIG"], ["--config"]) and verb != ["up"]:
+            assert "$REGISTRY_CONFIGURATION_PATH, else /etc/distribution/config.yml, else /etc/docker/reg" in line
+    assert "--places" not in done.stdout
 
 
 def test_a_right_file_is_said_to_be_right(config: Path) -> None:

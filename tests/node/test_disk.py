@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.node.nodes import brief
+from tests.node.raw import Wire, head, push
 from tests.support.images import INDEX, MIB, sha256
 from tests.support.process import Node, Process, Registry, eventually, free_port
 from tests.support.tools import require, require_root
@@ -329,3 +330,23 @@ def test_storage_that_hangs_stops_neither_the_node_nor_its_clients(
         assert ask(node, "GET", f"/v2/app/blobs/{sha256(blob)}").content == blob
         assert put(node, "v3", content).status_code == 201
         assert serves(node, "v3") == content
+
+
+def test_a_download_whose_file_breaks_off_is_cut_and_the_log_says_so(tmp_path: Path) -> None:
+    with brief(Node(tmp_path)) as node:
+        digest = push(node.port, "cut", [os.urandom(MIB)] * 32)
+        data = f"{node.root}/docker/registry/v2/blobs/sha256/{digest[7:9]}/{digest[7:]}/data"
+        with Wire(node.port, receive_buffer=64 * 1024) as wire:
+            wire.send(head("GET", f"/v2/cut/blobs/{digest}"))
+            status, headers = wire.answer_head()
+            assert (status, headers["content-length"]) == (200, str(32 * MIB))
+            os.truncate(data, MIB)
+            assert len(wire.rest()) < 32 * MIB
+        eventually(lambda: "the answer was cut short after" in node.log(), 10, "the log says so")
+        assert "Traceback" not in node.log()
+        os.unlink(data)
+        os.mkdir(data)
+        with Wire(node.port) as wire:
+            answer = wire.ask("GET", f"/v2/cut/blobs/{digest}")
+            assert (answer.status, answer.error()) == (503, "UNAVAILABLE")
+            assert wire.ask("GET", "/v2/").status == 200

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,11 @@ UNREADABLE = {
     "a space before the colon": GET + "X-A : b\r\n\r\n",
     "a header that begins with a space": "GET /v2/ HTTP/1.1\r\n Host: a\r\n\r\n",
     "two hosts": GET + "Host: b\r\n\r\n",
+    "no host": "GET /v2/ HTTP/1.1\r\nX-A: b\r\n\r\n",
+    "no header": "GET /v2/ HTTP/1.1\r\n\r\n",
+    "no host but in the target": "GET http://registry.test/v2/ HTTP/1.1\r\n\r\n",
+    "two empty lines before it": "\r\n\r\n" + GET + "\r\n",
+    "an empty line without its CR": "\n" + GET + "\r\n",
 }
 SMUGGLING = {
     "length and chunks": POST + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -78,7 +84,7 @@ PATHS = {
     "/v2/a/referrers/sha256:%00": (400, "DIGEST_INVALID"),
     "/../v2/": (404, "UNSUPPORTED"),
     "/v2/\\..\\": (404, "UNSUPPORTED"),
-    "*": (400, "SIZE_INVALID"),
+    "*": (400, "UNSUPPORTED"),
 }
 
 
@@ -92,7 +98,7 @@ def wire(node: Node) -> Iterator[Wire]:
 def test_what_is_no_request_gets_400_and_the_connection_ends(wire: Wire, request_: str) -> None:
     answer = wire.send(request_.encode("latin-1")).answer()
     assert (answer.status, answer.headers["connection"]) == (400, "close")
-    assert answer.error() == "SIZE_INVALID"
+    assert answer.error() == "UNSUPPORTED"
     assert wire.rest() == b""
 
 
@@ -103,10 +109,40 @@ def test_a_request_with_two_readings_gets_400_and_nothing_behind_it_is_served(
     behind = head("GET", "/v2/_catalog", "X-Request-Id: smuggled")
     answer = wire.send(request_.encode("latin-1") + behind).answer()
     assert (answer.status, answer.headers["connection"]) == (400, "close")
-    assert answer.error() == "SIZE_INVALID"
+    assert answer.error() == "UNSUPPORTED"
     assert wire.rest() == b""
     assert "smuggled" not in node.log()
     assert not os.path.exists(f"{node.root}/docker/registry/v2/repositories/smuggled")
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip, chunked", "GZIP, chunked", "gzip\r\nTransfer-Encoding: chunked", "identity, chunked"]
+)
+def test_a_body_in_a_coding_that_is_not_undone_gets_501(node: Node, wire: Wire, coding: str) -> None:
+    """RFC 9112 section 6.1: the bytes would be stored as they came."""
+    location = begin(node.port, "coded")
+    answer = wire.send(
+        head("PATCH", location, f"Transfer-Encoding: {coding}"), chunk(b"hello"), chunk(b"")
+    ).answer()
+    assert (answer.status, answer.error(), answer.headers["connection"]) == (501, "UNSUPPORTED", "close")
+    assert wire.rest() == b""
+    assert position(node.port, location) == 0
+
+
+@pytest.mark.parametrize("pieces", [["\r\nG"], ["\r\n", "G"], ["\r", "\nG"], ["\r", "\n", "G"]])
+def test_an_empty_line_before_a_request_is_overlooked(wire: Wire, pieces: list[str]) -> None:
+    """RFC 9112 section 2.2; on a kept connection as well."""
+    rest = head("GET", "/v2/").decode()[1:]
+    for _ in range(2):
+        for piece in pieces:
+            wire.send(piece.encode())
+            time.sleep(0.05)
+        assert wire.send(rest.encode()).answer().status == 200
+
+
+def test_without_a_host_http_1_0_is_served(wire: Wire) -> None:
+    assert wire.send(b"GET /v2/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answer().status == 200
+    assert wire.ask("GET", "/v2/").status == 200
 
 
 @pytest.mark.parametrize(("target", "expected"), PATHS.items())

@@ -319,6 +319,25 @@ def test_garbage_collection_of_distribution_leaves_what_is_tagged(
         again.check(node.url)
 
 
+def test_garbage_collection_of_distribution_keeps_what_is_tagged_by_sha512(
+    theirs: Registry, tmp_path: Path
+) -> None:
+    theirs.stop()
+    with brief(Node(tmp_path / "ours", root=theirs.root)) as node:
+        client = Client(node.url)
+        config = client.blob("team/wide", b"{}", CONFIG)
+        content = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []}).encode()
+        wide = "sha512:" + hashlib.sha512(content).hexdigest()
+        url, headers = f"/v2/team/wide/manifests/{wide}", {"Content-Type": MANIFEST}
+        client.ask("PUT", url, 201, params={"tag": "t"}, content=content, headers=headers)
+    collect(theirs, "-m")
+    with brief(Node(tmp_path / "after", root=theirs.root)) as node:
+        for reference in ("t", wide):
+            answer = Client(node.url).ask("GET", f"/v2/team/wide/manifests/{reference}", 200)
+            assert (answer.content, answer.headers["Docker-Content-Digest"]) == (content, wide)
+        Client(node.url).ask("GET", f"/v2/team/wide/blobs/{config['digest']}", 200)
+
+
 def check_image(client: Client, name: str, content: bytes) -> None:
     """A manifest and all it refers to are there."""
     fields = json.loads(content)

@@ -127,9 +127,14 @@ def test_the_file_is_the_one_of_the_configuration(tmp_path: Path, file: str) -> 
     base = {"version": 0.1, "storage": {"inmemory": {}}}
     config.write_text(yaml.safe_dump({**base, "auth": {"htpasswd": {"realm": "r", "path": file}}}))
     assert run("user", "list", "--config", str(config)).stdout == "alice  bcrypt, cost 4\n"
+    config.write_text(yaml.safe_dump({**base, "auth": {"htpasswd": {"realm": "r", "path": "/no/such/file"}}}))
+    for step in (["list"], ["add", "bob", "--password-stdin"]):
+        done = run("user", *step, "--config", str(config), given="x")
+        assert done.returncode == 1
+        assert done.stderr.startswith("registry-cluster: auth.htpasswd.path: /no/such/file: cannot be ")
     config.write_text(yaml.safe_dump(base))
     done = run("user", "list", "--config", str(config))
-    assert (done.returncode, "name the file by --file" in done.stderr) == (1, True)
+    assert (done.returncode, "pass the file with --file" in done.stderr) == (1, True)
 
 
 # htpasswd

@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from cluster.ciphers import CIPHERS
 from cluster.config import check, find, load, parse, show
 from cluster.errors import ConfigError
-from cluster.settings import Config, Section, duration, format_duration, size
+from cluster.settings import Config, Section
+from cluster.values import duration, format_duration, size
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "config.example.yml"
 BASE = "version: 0.1\nstorage: {filesystem: {}}\n"
@@ -211,6 +213,22 @@ cluster:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("log: {level: INFO}", "log.level", "info"),
+        ("loglevel: Debug", "log.level", "debug"),
+        ("validation: {manifests: {indexes: {platforms: List}}}", "validation.manifests.indexes.platforms", "list"),
+        ("http: {prefix: foo}", "http.prefix", "/foo"),
+        ("http: {prefix: foo/bar/}", "http.prefix", "/foo/bar"),
+        ("http: {prefix: /}", "http.prefix", ""),
+        ("http: {prefix: ''}", "http.prefix", ""),
+    ],
+)
+def test_what_distribution_takes_in_more_than_one_spelling(text: str, path: str, value: str) -> None:
+    assert attrgetter(path)(parse(BASE + text, {}).config) == value
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     config = parse(BASE, {}).config
     with pytest.raises(ValueError, match="frozen"):
@@ -248,7 +266,7 @@ WRONG = [
         BASE + "http: {host: example.com}",
         'http.host: found "example.com", wanted a URL such as https://registry.example.com',
     ),
-    (BASE + "http: {prefix: x}", 'http.prefix: found "x", wanted a path that begins with a slash'),
+    (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "/x?y", wanted a path that begins with a slash'),
     (BASE + "http: {headers: {X: y}}", 'http.headers.X: found "y", wanted a list'),
     (BASE + "http: {headers: {X Y: [z]}}", 'http.headers."X Y": found "X Y", wanted a header name'),
     (
@@ -304,8 +322,14 @@ def test_a_mistake_is_one_line_with_the_key_the_value_and_what_was_wanted(text: 
     assert problems(text) == [line]
 
 
-@pytest.mark.parametrize("pattern", ["(", "[[:alpha:]]", "a{99999999999}"])
-def test_a_pattern_that_does_not_compile_or_that_python_reads_otherwise_is_a_problem(pattern: str) -> None:
+@pytest.mark.parametrize("pattern", [r"^https?://([^/]+\.)*example\.com/", "[[:alpha:]]", r"\pL\z", r"\Q.\E"])
+def test_patterns_are_gos(pattern: str) -> None:
+    text = yaml.safe_dump({"validation": {"manifests": {"urls": {"deny": [pattern]}}}})
+    assert parse(BASE + text, {}).config.validation.manifests.urls.deny == [pattern]
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{1001}", "(?=a)", r"(a)\1"])
+def test_a_pattern_that_go_would_not_take_is_a_problem(pattern: str) -> None:
     text = yaml.safe_dump({"validation": {"manifests": {"urls": {"deny": [pattern]}}}})
     (line,) = problems(BASE + text)
     assert line.startswith("validation.manifests.urls.deny[0]: found ")
@@ -342,7 +366,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "text"), REFUSED)
 def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -> None:
     assert problems(BASE + text) == [
-        f"{key}: not supported yet; to ignore it would change who may do what, or where bytes go"
+        f"{key}: not supported yet, and ignoring it would change who may do what, or where data goes"
     ]
 
 

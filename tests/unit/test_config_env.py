@@ -99,6 +99,38 @@ def test_a_variable_sets_what_it_names(variable: str, value: str, path: str, exp
     assert not [line for line in loaded.warnings if "unrecognized" in line]
 
 
+SERVICE = {
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "80",
+    "SERVICE_PORT_HTTP_WEB": "80",
+    "PORT": "tcp://10.0.0.1:80",
+    "PORT_80_TCP": "tcp://10.0.0.1:80",
+    "PORT_80_TCP_PROTO": "tcp",
+    "PORT_80_TCP_PORT": "80",
+    "PORT_80_TCP_ADDR": "10.0.0.1",
+    "PORT_53_UDP": "udp://[fd00::1]:53",
+    "PORT_53_UDP_ADDR": "fd00::1",
+}
+
+
+@pytest.mark.parametrize("service", ["", "PROXY_", "REDIS_", "HTTP_TLS_", "AUTH_", "STORAGE_S3_", "LOG_FIELDS_"])
+@pytest.mark.parametrize(("name", "value"), SERVICE.items())
+def test_what_kubernetes_tells_every_pod_of_a_service_is_no_setting(service: str, name: str, value: str) -> None:
+    """It does so for each Service of the namespace: one with the name registry-proxy must stop no registry."""
+    variable = f"REGISTRY_{service}{name}"
+    loaded = read({variable: value})
+    assert loaded.config == read({}).config
+    assert loaded.warnings == [f"Ignoring {variable}: Kubernetes sets it for a Service"]
+
+
+def test_a_setting_whose_variable_looks_alike_is_one() -> None:
+    config = read({"REGISTRY_CLUSTER_HAPROXY_DNS_PORT": "5300", "REGISTRY_LOG_FIELDS_SERVICE_HOST": "a"}).config
+    assert config.cluster.haproxy.dns.port == 5300
+    assert config.log.fields == {"service": {"host": "a"}}
+    (line,) = problems({"REGISTRY_PROXY_PORT": "80"})
+    assert "no such setting" in line
+
+
 def test_a_variable_goes_before_the_file_and_leaves_its_neighbours_alone() -> None:
     text = BASE + "http: {addr: ':1', headers: {x-foo: [file], Y: [kept]}, secret: s}"
     config = read({"REGISTRY_HTTP_ADDR": ":2", "REGISTRY_HTTP_HEADERS_X-Foo": "[variable]"}, text).config
@@ -196,7 +228,7 @@ def test_a_misspelt_lock_does_not_leave_the_registry_open() -> None:
 def test_a_lock_that_is_not_supported_yet_stops_the_start(variables: dict[str, str], key: str) -> None:
     (line,) = problems(variables)
     assert line.startswith(f"{key}")
-    assert line.endswith(": not supported yet; to ignore it would change who may do what, or where bytes go")
+    assert line.endswith(": not supported yet, and ignoring it would change who may do what, or where data goes")
 
 
 @pytest.mark.parametrize(

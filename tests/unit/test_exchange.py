@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import socket
+from collections.abc import Iterator
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.api.edge import Patience
-from cluster.exchange import Answer, Receiver
+from cluster.exchange import Answer, Chunks, Receiver, SocketInflow
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +80,17 @@ async def test_a_client_that_knows_no_chunks_sees_the_end_by_the_end_of_the_conn
     assert not ours.keeps_connection
 
 
+async def test_a_client_of_http_1_0_is_told_that_its_connection_is_kept() -> None:
+    """RFC 9112 section 9.3: it would wait for the end of the connection otherwise."""
+    ours, connection = answer(version=(1, 0))
+    await send(ours, b"abc", headers=[(b"content-length", b"3")])
+    assert connection.sent.count(b"Connection: keep-alive\r\n") == 1
+    assert ours.keeps_connection
+    ours, connection = answer(version=(1, 0), draining=True)
+    await send(ours, b"abc", headers=[(b"content-length", b"3")])
+    assert b"keep-alive" not in connection.sent
+
+
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304), ("DELETE", 204)])
 async def test_an_answer_that_may_have_no_body_has_none(method: str, status: int) -> None:
     ours, connection = answer(method)
@@ -111,6 +127,13 @@ async def test_a_client_is_told_once_that_the_connection_ends(more: dict[str, bo
     await send(ours, headers=[(b"content-length", b"0"), *wish])
     assert connection.sent.lower().count(b"connection: close\r\n") == 1
     assert not ours.keeps_connection
+
+
+@pytest.mark.parametrize("status", [206, 304, 412, 416, 429, 431, 501])
+async def test_every_status_has_its_phrase(status: int) -> None:
+    ours, connection = answer()
+    await send(ours, status=status)
+    assert connection.sent.startswith(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode())
 
 
 @pytest.mark.parametrize("value", [b"a\r\nx-evil: 1", b"a\nx", b"a\rx", b"a\0x", b"a\r\n\r\nHTTP/1.1 200 OK"])
@@ -185,3 +208,101 @@ async def test_a_body_that_pauses_is_waited_for() -> None:
 async def test_a_body_that_stops_coming_ends_at_the_limit() -> None:
     body = receiver(patience=0)
     assert await asyncio.wait_for(body.receive(), 10) == {"type": "http.disconnect"}
+
+
+def framed(*payloads: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(payload), payload) for payload in payloads)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 10_000])
+def test_plain_chunks_are_taken_however_they_come(step: int) -> None:
+    payloads = [b"a", b"\r\n" * 40, b"5\r\nhello\r\n", bytes(300)]
+    chunks, data, got = Chunks(), framed(*payloads), b""
+    held = b""
+    for start in range(0, len(data), step):
+        held += data[start : start + step]
+        spans, used = chunks.split(held, 0, len(held))
+        got += b"".join(held[begin:end] for begin, end in spans)
+        held = held[used:]
+        assert chunks.may_go_on(held)
+    assert (got, held, chunks.is_between) == (b"".join(payloads), b"", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"0\r\n",
+        b"000\r\n",
+        b"3;a=b\r\n",
+        b"3 \r\n",
+        b" 3\r\n",
+        b"+3\r\n",
+        b"0x3\r\n",
+        b"1_0\r\n",
+        b"3\n",
+        b"\r\n",
+        b"g\r\n",
+    ],
+)
+def test_what_is_no_plain_chunk_is_left_to_the_parser(line: bytes) -> None:
+    chunks, data = Chunks(), framed(b"abc") + line + b"abc\r\n"
+    assert chunks.split(data, 0, len(data)) == ([(3, 6)], 8)
+    assert chunks.is_between
+    assert not chunks.may_go_on(data[8:])
+
+
+@pytest.mark.parametrize("end", [b"xy", b"\rx", b"\n\r", b"5\r\nhello\r\n"])
+def test_a_chunk_that_does_not_end_where_it_should_is_no_chunk(end: bytes) -> None:
+    chunks, data = Chunks(), b"3\r\nabc" + end
+    spans, used = chunks.split(data, 0, len(data))
+    assert spans == [(3, 6)]
+    assert not chunks.is_between
+    assert not chunks.may_go_on(data[used:])
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The ends of client and server; the server's does not wait."""
+    client, server = socket.socketpair()
+    with client, server:
+        server.setblocking(False)
+        yield client, server
+
+
+def test_an_inflow_gives_what_came_in_order_and_gives_back_what_it_does_not_understand(pair: Any) -> None:
+    client, server = pair
+    given: list[tuple[bytes, bytes, int]] = []
+    payloads = [os.urandom(size) for size in (1, 5000, 32 * KIB, 70 * KIB)]
+    inflow = SocketInflow(server.fileno(), Chunks(), b"", [b"before", b"that"], lambda *back: given.append(back))
+    client.sendall(framed(*payloads) + b"0\r\n\r\nGET /")
+    got = [bytes(inflow.take(4)), bytes(inflow.take(100)), bytes(inflow.take(100))]
+    assert got == [b"befo", b"re", b"that"]
+    while piece := bytes(inflow.take(random.randint(1, 40_000))):
+        got.append(piece)
+    inflow.give_back()
+    whole = b"".join([b"before", b"that", *payloads])
+    assert b"".join(got) == whole
+    assert given == [(b"", b"0\r\n\r\nGET /", len(whole))]
+
+
+def test_an_inflow_gives_back_payload_that_nobody_took(pair: Any) -> None:
+    client, server = pair
+    given: list[tuple[bytes, bytes, int]] = []
+    inflow = SocketInflow(server.fileno(), Chunks(), b"1", [b"before"], lambda *back: given.append(back))
+    client.sendall(b"0\r\n0123456789")
+    assert bytes(inflow.take(6)) + bytes(inflow.take(4)) == b"before0123"
+    inflow.give_back()
+    assert given == [(b"456789", b"", 10)]
+
+
+def test_an_inflow_leaves_a_slow_client_and_one_that_left_to_the_event_loop(pair: Any) -> None:
+    client, server = pair
+    inflow = SocketInflow(server.fileno(), Chunks(), b"", [], lambda *_: None)
+    client.sendall(framed(b"abc"))
+    assert bytes(inflow.take(KIB)) == b"abc"
+    client.sendall(framed(b"def"))
+    assert not inflow.take(KIB)
+    inflow = SocketInflow(server.fileno(), Chunks(), b"", [], lambda *_: None)
+    assert bytes(inflow.take(KIB)) == b"def"
+    client.close()
+    assert not inflow.take(KIB)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster import authority
+from cluster import authority, config
 from cluster.auth import policy
 from cluster.auth.access import ALL, CATALOG, DELETE, PULL, PUSH, REGISTRY, REPOSITORY, Access
 from cluster.auth.policy import EVERY_ACCOUNT, Pattern
@@ -198,3 +198,24 @@ def test_explain_says_by_which_rule() -> None:
     assert authority.explain(EVERY_ACCOUNT, "anna", "a")[1] == (
         "  pull: there is no policy: every account may do everything, as one of the group authenticated"
     )
+
+
+OPEN = 'version: "0.1"\nstorage: {inmemory: {}}\n'
+
+
+def test_explain_says_that_a_registry_without_auth_is_open_to_everybody() -> None:
+    rules = authority.policy_of(config.parse(OPEN, {}).config)
+    assert authority.explain(rules, "anonymous", "a/b") == [
+        "anonymous may pull, push, delete in a/b",
+        "  pull: there is no auth in the configuration: everybody may do everything",
+        "  push: there is no auth in the configuration: everybody may do everything",
+        "  delete: there is no auth in the configuration: everybody may do everything",
+    ]
+    closed = OPEN + "auth: {htpasswd: {realm: r, path: /p}}\n"
+    assert authority.policy_of(config.parse(closed, {}).config) is EVERY_ACCOUNT
+
+
+@pytest.mark.parametrize("name", ["TEAM/app", "team//app", "", "a" * 256])
+def test_explain_refuses_what_no_repository_can_be_called(name: str) -> None:
+    with pytest.raises(ConfigError, match="no repository can have this name: "):
+        authority.explain(RULES, "anna", name)

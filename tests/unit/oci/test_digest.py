@@ -187,7 +187,31 @@ def test_a_state_that_is_not_exactly_of_this_algorithm_and_offset_is_not_taken_u
 
 @given(algorithms, st.binary(max_size=250), st.integers(0, 2**64 - 1))
 def test_any_bytes_are_a_state_or_none_and_never_an_error(algorithm: str, state: bytes, offset: int) -> None:
-    hasher = restore_hasher(algorithm, state, offset)
-    if hasher is not None:
-        hasher.update(b"more")
-        assert len(hasher.hexdigest()) == ALGORITHMS[algorithm]
+    restore_hasher(algorithm, state, offset)
+
+
+FORMS = {"sha256": (b"sha\x03", 8 * 4 + 64), "sha512": (b"sha\x07", 8 * 8 + 128)}  # Go's: words, pending block
+
+
+@given(algorithms, st.data(), st.integers(0, 2**61 - 5))
+def test_whatever_words_a_state_has_it_is_taken_up_and_goes_on(
+    algorithm: str, data: st.DataObject, offset: int
+) -> None:
+    magic, size = FORMS[algorithm]
+    inner = data.draw(st.binary(min_size=size, max_size=size))
+    hasher = restore_hasher(algorithm, magic + inner + struct.pack(">Q", offset), offset)
+    assert hasher is not None
+    before = hasher.hexdigest()
+    assert len(before) == ALGORITHMS[algorithm]
+    hasher.update(b"more")
+    assert hasher.hexdigest() != before
+    state = hasher.state()
+    assert state is not None
+    assert state[-8:] == struct.pack(">Q", offset + 4)
+
+
+@given(algorithms, st.binary(max_size=700))
+def test_a_view_of_a_buffer_is_hashed_as_its_bytes_are(algorithm: str, content: bytes) -> None:
+    hasher = new_hasher(algorithm)
+    hasher.update(memoryview(bytearray(b"before" + content + b"behind"))[6:-6])
+    assert hasher.hexdigest() == hashlib.new(algorithm, content).hexdigest()

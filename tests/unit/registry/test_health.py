@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cluster.errors import StorageError
@@ -16,10 +18,24 @@ class Storage(MemoryDriver):
     """A driver whose probe fails while it is told to."""
 
     failure: StorageError | None = None
+    asked = 0
+    turns = 0  # of the event loop, until it answers
 
     async def probe(self) -> None:
+        self.asked += 1
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -27,9 +43,14 @@ def storage() -> Storage:
     return Storage()
 
 
-def health(storage: Storage, threshold: int = 3) -> Health:
+def health(storage: Storage, threshold: int = 3, clock: Clock | None = None) -> Health:
     return Health(
-        storage, driver_name="inmemory", threshold=threshold, node=lambda: {"name": "one"}, uploading=lambda: 7
+        storage,
+        driver_name="inmemory",
+        threshold=threshold,
+        node=lambda: {"name": "one"},
+        uploading=lambda: 7,
+        now=clock or Clock(),
     )
 
 
@@ -67,7 +88,7 @@ async def test_full_storage_is_reported_and_takes_no_node_away(storage: Storage)
     assert node.not_ready() is None and node.failing() == {}
     report = await node.report()
     assert (report["ready"], report["storage"]["status"]) == (True, "failing")
-    assert report["storage"]["error"] == "no space left on device"
+    assert report["storage"]["error"] == "StorageFull"
 
 
 async def test_a_draining_node_is_not_ready_whatever_its_storage_says(storage: Storage) -> None:
@@ -85,12 +106,57 @@ async def test_a_failure_without_a_text_has_a_name(storage: Storage) -> None:
     assert node.failing() == {"storagedriver_inmemory": "StorageTimeout"}
 
 
-async def test_the_report_asks_now(storage: Storage) -> None:
-    node = health(storage)
+async def test_the_report_asks_unless_it_has_just_asked(storage: Storage) -> None:
+    clock = Clock()
+    node = health(storage, clock=clock)
     good = await node.report()
     assert (good["status"], good["ready"], good["uploads"], good["node"]) == ("ok", True, 7, {"name": "one"})
     assert good["storage"]["status"] == "ok" and "error" not in good["storage"]
-    storage.failure = StorageError("broken")
+    storage.failure = StorageError("Input/output error: /srv/registry")
+    clock.now = 0.9
+    assert (await node.report())["status"] == "ok"
+    clock.now = 1.1
     bad = await node.report()
-    assert (bad["status"], bad["ready"]) == ("failing", True), "one failure does not make a node unready"
-    assert (bad["storage"]["status"], bad["storage"]["error"]) == ("failing", "broken")
+    assert (bad["status"], bad["ready"]) == ("failing", True)
+    assert (bad["storage"]["status"], bad["storage"]["error"]) == ("failing", "StorageError"), "no path is told"
+    assert storage.asked == 2
+
+
+async def test_who_asks_for_reports_does_not_make_a_node_unready(storage: Storage) -> None:
+    clock = Clock()
+    node = health(storage, 1, clock)
+    storage.failure = StorageError("broken")
+    for _ in range(10):
+        clock.now += 2
+        assert (await node.report())["status"] == "failing"
+    assert node.not_ready() is None and node.failing() == {}
+    await node.probe()
+    assert node.not_ready() == "storage is failing"
+
+
+async def test_storage_is_asked_once_for_all_who_want_to_know(storage: Storage) -> None:
+    """Each question writes and syncs a file."""
+    storage.turns = 3
+    node = health(storage)
+    impatient = asyncio.create_task(node.report())
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(node.report()) for _ in range(100)]
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await node.probe()
+    assert {report["status"] for report in await asyncio.gather(*others)} == {"ok"}
+    assert storage.asked == 1
+
+
+async def test_that_storage_fails_is_logged_once_with_all_that_is_known(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = health(storage)
+    storage.failure = StorageError("Input/output error: /srv/registry")
+    for _ in range(3):
+        await node.probe()
+    storage.failure = None
+    await node.probe()
+    failed, back = (record.getMessage() for record in caplog.records if record.name == "cluster.registry.health")
+    assert "Input/output error: /srv/registry" in failed
+    assert "again" in back

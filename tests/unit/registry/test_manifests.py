@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from cluster.oci.reference import RepositoryName, Tag
 from cluster.registry.manifests import Rules
 from cluster.registry.tags import Precondition
 from cluster.storage import layout
+from cluster.storage.memory import MemoryDriver
 from tests.unit.registry.parts import NAME, Parts, index
 
 pytestmark = pytest.mark.anyio
@@ -87,6 +90,41 @@ async def test_a_manifest_named_by_sha512_goes_by_both_names(parts: Parts) -> No
     await parts.manifests.delete(NAME, wide)
     for reference in (wide, Digest.of(content), V1):
         assert await serves(parts, reference) is None
+
+
+async def test_a_tag_set_by_sha512_is_one_that_distribution_understands(parts: Parts) -> None:
+    """Its link holds the sha256; that it was named otherwise is noted beside it."""
+    content = index("wide")
+    wide, plain = Digest.of(content, "sha512"), Digest.of(content)
+    await parts.manifests.put(NAME, wide, content, OCI_INDEX, tags=[V1])
+    assert await parts.memory.read(layout.tag_link(NAME, V1)) == str(plain).encode()
+    assert await parts.memory.read(layout.tag_index_link(NAME, V1, plain)) == str(plain).encode()
+    await parts.push(content, V1)
+    assert (await parts.manifests.get(NAME, V1)).digest == plain
+    await parts.manifests.put(NAME, wide, content, OCI_INDEX, tags=[V1])
+    assert (await parts.manifests.get(NAME, V1)).digest == wide
+    other = await parts.write_as_distribution(index("moved by somebody else"), V1)
+    assert (await parts.manifests.get(NAME, V1)).digest == other
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_a_delete_under_either_name_takes_tags_and_names_with_it(
+    parts: Parts, algorithm: str, old: bool
+) -> None:
+    content = index("wide")
+    wide = Digest.of(content, "sha512")
+    await parts.manifests.put(NAME, wide, content, OCI_INDEX, tags=[V1])
+    if old:  # as tags were written once
+        await parts.memory.remove(layout.tag(NAME, V1))
+        await parts.memory.write(layout.tag_link(NAME, V1), str(wide).encode())
+        assert (await parts.manifests.get(NAME, V1)).digest == wide
+    await parts.manifests.delete(NAME, Digest.of(content, algorithm))
+    assert await parts.tags.page(NAME, "", 10) == ([], False)
+    await parts.push(content, Tag("v2"), Precondition(none_match=frozenset("*")))
+    await parts.push(content, Tag("v3"))
+    assert await serves(parts, V1) is None
+    assert await serves(parts, wide) is None
 
 
 async def test_one_put_can_set_many_tags(parts: Parts) -> None:
@@ -217,11 +255,100 @@ async def test_a_manifest_list_gives_old_clients_the_child_of_their_platform(par
     entry |= {"platform": {"architecture": "amd64", "os": "linux"}}
     content = json.dumps({"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}).encode()
     await parts.manifests.put(NAME, V1, content, DOCKER_LIST)
-    stored = await parts.manifests.get(NAME, V1)
-    found = await parts.manifests.platform_child(NAME, stored, "amd64", "linux")
-    assert found is not None and (found.digest, found.content) == (digest, child)
+    found = await parts.manifests.for_platform(NAME, V1, ("amd64", "linux"))
+    assert (found.digest, found.content) == (digest, child)
     with pytest.raises(ManifestUnknown):
-        await parts.manifests.platform_child(NAME, stored, "arm64", "linux")
+        await parts.manifests.for_platform(NAME, V1, ("arm64", "linux"))
+
+
+class Overtaken(MemoryDriver):
+    """A driver on which something happens just after a tag was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overtake: list[Callable[[], Awaitable[object]]] = []
+
+    async def read(self, path: str) -> bytes:
+        found = await super().read(path)
+        if path.endswith("/current/link") and self.overtake:
+            await self.overtake.pop(0)()
+        return found
+
+
+@pytest.mark.parametrize("ask", ["get", "head"])
+@pytest.mark.parametrize("times", [1, 2, 9])
+async def test_a_tag_that_was_always_there_is_found_whatever_overtakes_its_reader(ask: str, times: int) -> None:
+    driver = Overtaken()
+    parts = Parts(driver)
+    contents = [index(str(number)) for number in range(times + 1)]
+    await parts.push(contents[0], V1)
+
+    def move(old: bytes, new: bytes) -> Callable[[], Awaitable[object]]:
+        async def moved() -> None:
+            waiting, driver.overtake = driver.overtake, []
+            await parts.push(new, V1)
+            await parts.manifests.delete(NAME, Digest.of(old))
+            driver.overtake = waiting
+
+        return moved
+
+    driver.overtake = [move(old, new) for old, new in pairwise(contents)]
+    stored = await getattr(parts.manifests, ask)(NAME, V1)
+    assert stored.digest == Digest.of(contents[-1])
+
+
+async def test_a_list_that_is_replaced_while_its_child_is_looked_up_gives_the_new_child() -> None:
+    driver = Overtaken()
+    parts = Parts(driver)
+    config = await parts.add_blob(b"{}")
+
+    async def push(text: str) -> tuple[bytes, Digest]:
+        child = image(config, mediaType=DOCKER_MANIFEST, annotations={"text": text})
+        digest, _ = await parts.manifests.put(NAME, Digest.of(child), child, DOCKER_MANIFEST)
+        entry = {"mediaType": DOCKER_MANIFEST, "digest": str(digest), "size": len(child)}
+        entry |= {"platform": {"architecture": "amd64", "os": "linux"}}
+        content = json.dumps({"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}).encode()
+        await parts.manifests.put(NAME, V1, content, DOCKER_LIST)
+        return child, digest
+
+    _, old = await push("old")
+
+    async def replace() -> None:
+        await push("new")
+        await parts.manifests.delete(NAME, old)
+
+    driver.overtake = [replace]
+    stored = await parts.manifests.for_platform(NAME, V1, ("amd64", "linux"))
+    assert stored.content is not None and b'"new"' in stored.content
+
+
+# Conditions and more tags than one
+
+
+async def test_a_condition_goes_with_the_tag_reference_which_is_written_first(parts: Parts) -> None:
+    digest = await parts.push(index("old"), V1)
+    fits = Precondition(match=frozenset([str(digest)]))
+    new = index("new")
+    await parts.manifests.put(NAME, V1, new, OCI_INDEX, [Tag("extra")], fits)
+    assert await serves(parts, V1) == await serves(parts, Tag("extra")) == new
+    before = dict(parts.memory.files)
+    with pytest.raises(PreconditionFailed):
+        await parts.manifests.put(NAME, V1, index("newer"), OCI_INDEX, [Tag("another")], fits)
+    assert parts.memory.files == before
+
+
+async def test_a_condition_beside_a_digest_goes_with_each_tag(parts: Parts) -> None:
+    digest = await parts.push(index("old"), V1)
+    new = index("new")
+    before = dict(parts.memory.files)
+    for condition in (Precondition(none_match=frozenset("*")), Precondition(match=frozenset(["sha256:other"]))):
+        with pytest.raises(PreconditionFailed):
+            await parts.manifests.put(NAME, Digest.of(new), new, OCI_INDEX, [Tag("free"), V1], condition)
+        assert parts.memory.files == before
+    fits = Precondition(match=frozenset([str(digest)]))
+    await parts.manifests.put(NAME, Digest.of(new), new, OCI_INDEX, [V1], fits)
+    assert await serves(parts, V1) == new
+    await parts.manifests.put(NAME, Digest.of(new), new, OCI_INDEX, [], fits)  # content cannot change
 
 
 # Deletes

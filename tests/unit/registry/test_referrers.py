@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.oci.digest import Digest
-from cluster.oci.manifest import DOCKER_LIST, OCI_INDEX
+from cluster.oci.manifest import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST
 from cluster.oci.reference import RepositoryName
-from cluster.registry.referrers import Referrers
+from cluster.registry.referrers import PAGE, Referrers
 from cluster.storage import layout
+from cluster.storage.driver import StorageFull
 from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.memory import MemoryDriver
 from cluster.storage.threads import Threads
 from tests.unit.registry.parts import NAME, Parts, index
 
@@ -36,7 +38,7 @@ async def listed(parts: Parts, artifact_type: str | None = None, limit: int = 10
     while cursor is not None:
         page, cursor = await parts.referrers.page(NAME, SUBJECT, artifact_type, cursor, limit)
         assert len(page) <= limit
-        found += page
+        found += map(json.loads, page)
     return found
 
 
@@ -151,6 +153,114 @@ async def test_repositories_do_not_share_referrers(parts: Parts) -> None:
     assert page == []
 
 
+LENIENT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a layer without a type": lambda value: value | {"layers": [{"digest": str(SUBJECT), "size": 2}]},
+    "a config without a size": lambda value: value | {"config": {"mediaType": "a/b", "digest": str(SUBJECT)}},
+    "a subject that is a digest alone": lambda value: value | {"subject": {"digest": str(SUBJECT)}},
+    "a capital": lambda value: {key.title() if key == "subject" else key: value[key] for key in value},
+    "annotations that are no texts": lambda value: value | {"annotations": {"a": 1, "text": "kept"}},
+}
+
+
+@pytest.mark.parametrize("how", LENIENT)
+async def test_what_distribution_takes_is_listed(parts: Parts, how: str) -> None:
+    value = json.loads(referrer("lenient"))
+    del value["manifests"]
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(SUBJECT), "size": 2}
+    value |= {"mediaType": OCI_MANIFEST, "config": empty, "layers": []}
+    digest = await parts.write_as_distribution(json.dumps(LENIENT[how](value)).encode())
+    (descriptor,) = await listed(parts)
+    assert descriptor["digest"] == str(digest)
+    assert set(descriptor["annotations"]) == {"text"}
+
+
+async def test_of_a_key_that_is_there_twice_the_last_counts(parts: Parts) -> None:
+    content = referrer("first", subject=Digest.of(b"another"))
+    subject = json.dumps({"mediaType": OCI_INDEX, "digest": str(SUBJECT), "size": 2}).encode()
+    digest = await parts.write_as_distribution(content[:-1] + b', "subject": ' + subject + b"}")
+    assert await digests(parts) == {str(digest)}
+
+
+async def test_what_was_deleted_by_sha512_and_pushed_by_somebody_else_is_listed(parts: Parts) -> None:
+    content = referrer("wide")
+    wide = Digest.of(content, "sha512")
+    for node in (parts, Parts(parts.memory)):
+        await node.manifests.put(NAME, wide, content, OCI_INDEX)
+        assert await digests(node) == {str(wide)}
+        await node.manifests.delete(NAME, wide)
+        assert await digests(node) == set()
+        plain = await parts.write_as_distribution(content)
+        for other in (parts, Parts(parts.memory)):
+            assert await digests(other) == {str(plain)}
+
+
+async def test_a_page_ends_before_it_is_too_large_for_clients(parts: Parts) -> None:
+    text = "é" * 400_000  # 800 kB, and three times that where it is escaped
+    pushed = {str(await parts.push(referrer(f"{number}{text}"))) for number in range(9)}
+    found: list[bytes] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page, cursor = await parts.referrers.page(NAME, SUBJECT, None, cursor, 1000)
+        assert page and sum(map(len, page)) <= PAGE
+        assert len(page) == 4 or cursor is None
+        found += page
+    assert {json.loads(descriptor)["digest"] for descriptor in found} == pushed and len(found) == 9
+
+
+async def test_what_is_larger_than_a_page_is_a_page(parts: Parts) -> None:
+    for number in range(2):
+        await parts.push(referrer(f"{number}".ljust(PAGE + 1)))
+    first, cursor = await parts.referrers.page(NAME, SUBJECT, None, "", 1000)
+    second, end = await parts.referrers.page(NAME, SUBJECT, None, cursor or "", 1000)
+    assert (len(first), len(second), end) == (1, 1, None)
+
+
+class Unwritable(MemoryDriver):
+    """A driver that takes no writes when told so, and counts those that were tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_full = False
+        self.tried = 0
+
+    async def write(self, path: str, content: bytes) -> None:
+        if self.is_full:
+            self.tried += 1
+            raise StorageFull(path)
+        await super().write(path, content)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_list_needs_no_room_on_storage(read_only: bool) -> None:
+    driver = Unwritable()
+    parts = Parts(driver)
+    parts.referrers = Referrers(driver, writable=not read_only)
+    pushed = {str(await parts.write_as_distribution(referrer(str(n), f"type/{n % 2}"))) for n in range(7)}
+    ours = await Parts(driver).push(referrer("ours"))
+    driver.is_full = True
+    for limit in (1, 3, 100):
+        found = [descriptor["digest"] for descriptor in await listed(parts, limit=limit)]
+        assert set(found) == pushed | {str(ours)} and len(found) == 8
+    assert len(await listed(parts, "type/0")) == 4
+    assert driver.tried == (0 if read_only else 1), "each attempt may take ten seconds"
+    driver.is_full = False
+    assert await digests(Parts(driver)) == pushed | {str(ours)}
+
+
+async def test_a_push_costs_a_look_at_what_was_pushed(parts: Parts) -> None:
+    """Of a repository that is known, neither what was seen is read again nor written again."""
+    for number in range(100):
+        await parts.write_as_distribution(referrer(str(number)))
+    assert len(await listed(parts)) == 100
+    before = parts.memory.files[layout.seen(NAME)]
+    for path in [path for path in parts.memory.files if path.startswith("blobs/")]:
+        parts.memory.files[path] = b"nobody reads this any more"
+    await Parts(parts.memory).push(referrer("of another node"))
+    await parts.push(referrer("ours"))
+    assert len(await listed(parts, limit=200)) == 102
+    assert parts.memory.files[layout.seen(NAME)] is before
+
+
 # On a file system, where a stamp tells of one directory alone
 
 
@@ -184,4 +294,4 @@ async def test_a_link_that_comes_after_its_directory_is_noticed(
     assert await referrers.page(NAME, SUBJECT, None, "", 10) == ([], None)
     write_file(tmp_path, link, str(digest).encode())
     page, _ = await referrers.page(NAME, SUBJECT, None, "", 10)
-    assert [descriptor["digest"] for descriptor in page] == [str(digest)]
+    assert [json.loads(descriptor)["digest"] for descriptor in page] == [str(digest)]

@@ -10,7 +10,7 @@ from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
 from cluster.oci.digest import Digest
 from cluster.oci.reference import RepositoryName, Tag
 from cluster.registry import tags as tags_module
-from cluster.registry.tags import Precondition, TagStore
+from cluster.registry.tags import Pointer, Precondition, TagStore
 from cluster.storage import layout
 from cluster.storage.driver import LockTimeout
 from cluster.storage.memory import MemoryDriver
@@ -27,7 +27,7 @@ async def nothing() -> None:
 
 
 async def put(parts: Parts, tag: str, digest: Digest, precondition: Precondition | None = None) -> None:
-    await parts.tags.put(NAME, Tag(tag), digest, nothing, precondition)
+    await parts.tags.put(NAME, Tag(tag), Pointer(digest, digest), nothing, precondition)
 
 
 async def test_a_tag_points_to_what_was_put_last(parts: Parts) -> None:
@@ -142,6 +142,14 @@ async def test_a_deleted_tag_leaves_nothing_but_its_lock(parts: Parts) -> None:
     assert await parts.memory.names(layout.tags(NAME)) == ["v2"]
 
 
+async def test_what_a_delete_left_that_was_cut_off_goes_with_the_next_one(parts: Parts) -> None:
+    for tag in ("v1", "v2"):
+        await put(parts, tag, ONE)
+    await parts.memory.remove(layout.tag_link(NAME, V1))  # and there the node died
+    assert not await parts.tags.delete(NAME, V1)
+    assert await parts.memory.names(layout.tags(NAME)) == ["v2"]
+
+
 async def test_asking_for_a_tag_that_is_not_there_leaves_nothing(parts: Parts) -> None:
     assert not await parts.tags.delete(NAME, V1)
     assert parts.memory.files == {}
@@ -183,7 +191,7 @@ async def test_a_tag_that_somebody_holds_can_be_read_and_is_unavailable_to_write
     await driver.write(layout.tag_link(NAME, V1), str(ONE).encode())
     tags = TagStore(driver)
     assert await tags.get(NAME, V1) == ONE
-    for write in (tags.put(NAME, V1, TWO, nothing), tags.delete(NAME, V1)):
+    for write in (tags.put(NAME, V1, Pointer(TWO, TWO), nothing), tags.delete(NAME, V1)):
         with pytest.raises(Unavailable) as refusal:
             await write
         assert int(refusal.value.headers["Retry-After"]) > 0

@@ -225,7 +225,7 @@ delete = Scenario(
 async def check_referrer(machine: Machine, acknowledged: bool) -> None:
     found, _ = await machine.referrers.page(NAME, Digest.of(OLD), None, "", 10)
     there = await machine.manifest(Digest.of(REFERRER))
-    assert [entry["digest"] for entry in found] == ([str(Digest.of(REFERRER))] if there else [])
+    assert [json.loads(entry)["digest"] for entry in found] == ([str(Digest.of(REFERRER))] if there else [])
     assert there == REFERRER or not acknowledged
 
 

@@ -1,0 +1,31 @@
+"""Words that the command line says of itself (cluster/cli.py, cluster/verbs.py)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import verbs
+from cluster.local import data_option
+
+
+def test_the_program_is_named_by_the_path_that_it_was_started_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "registry-cluster"
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", os.devnull)
+    assert verbs.program(str(program)) == str(program)
+    assert verbs.program(".venv/bin/registry-cluster") == ".venv/bin/registry-cluster"
+    assert verbs.program("/some/where/cluster/__main__.py") == f"{sys.executable} -m cluster"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert verbs.program(str(program)) == "registry-cluster"
+    assert verbs.program(".venv/bin/registry-cluster") == ".venv/bin/registry-cluster"
+
+
+def test_a_directory_is_named_where_commands_would_look_elsewhere(tmp_path: Path) -> None:
+    assert data_option(os.path.abspath("data")) == data_option("data") == ""
+    assert data_option(str(tmp_path / "a b")) == f" --data '{tmp_path}/a b'"

@@ -1,0 +1,109 @@
+"""Operations on a cluster by its cluster.json (cluster/operate.py): what is said when not all is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster import operate
+from cluster.errors import ConfigError
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """Somebody who answers every question with this; the URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def write(directory: Path, url: str, *pids: int | None) -> str:
+    """A cluster.json with a node for each pid, and no HAProxy; its directory."""
+    state = {
+        "endpoint": "http://127.0.0.1:5000",
+        "nodes": [{"name": f"node-{n}", "url": url, "pid": pid} for n, pid in enumerate(pids, 1)],
+        "redis": {"kind": "redis-server", "url": "redis://127.0.0.1:6379", "pid": pids[0]},
+        "balancer": {"kind": "reuseport", "pid": None, "config": None},
+    }
+    (directory / "cluster.json").write_text(json.dumps(state))
+    return str(directory)
+
+
+@pytest.fixture
+def gone() -> int:
+    """The pid of a process that has ended."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+REPORT = {"ready": True, "node": {"version": "1"}, "uploads": 0, "storage": {"status": "ok"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said", "is_well"),
+    [
+        (200, json.dumps(REPORT).encode(), "ready  version 1  uploads 0  storage ok", True),
+        (503, json.dumps({**REPORT, "ready": False}).encode(), "not ready  version 1", False),
+        (502, b"<html>Bad Gateway</html>", "what answers there is no node", False),
+        (500, b"\xff", "what answers there is no node", False),
+        (200, b"[]", "what answers there is no node", False),
+        (200, b"{}", "what answers there is no node", False),
+    ],
+)
+def test_status_says_what_answers(tmp_path: Path, status: int, body: bytes, said: str, is_well: bool) -> None:
+    with answering(status, body) as url:
+        lines, found = operate.status(write(tmp_path, url, os.getpid()))
+    assert f"node-1    {url}  pid {os.getpid()}  {said}" in lines[1]
+    assert found is is_well
+
+
+def test_a_cluster_that_is_stopped_is_said_to_be(tmp_path: Path, gone: int) -> None:
+    lines, is_well = operate.status(write(tmp_path, "http://127.0.0.1:1", None, gone))
+    assert not is_well
+    assert lines == [
+        "endpoint  http://127.0.0.1:5000  stopped",
+        "node-1    http://127.0.0.1:1  stopped",
+        "node-2    http://127.0.0.1:1  stopped",
+        "redis     redis://127.0.0.1:6379  stopped  redis-server",
+        "balancer  reuseport",
+    ]
+
+
+def test_nodes_that_do_not_run_are_not_restarted(tmp_path: Path, gone: int) -> None:
+    with pytest.raises(ConfigError, match="node-1 is not running; start the cluster with `registry-cluster up`"):
+        operate.restart_rolling(write(tmp_path, "http://127.0.0.1:1", gone, None))
+    with pytest.raises(ConfigError, match="node-2 is not running; `up` starts it again by itself"):
+        operate.restart_rolling(write(tmp_path, "http://127.0.0.1:1", os.getpid(), None))
+
+
+def test_where_there_is_no_cluster_the_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory, named in (("data", "./data"), (str(tmp_path), str(tmp_path))):
+        with pytest.raises(ConfigError) as caught:
+            operate.status(directory)
+        wanted = "start one with `registry-cluster up`, or name its directory with --data"
+        assert caught.value.problems == [f"no cluster in {named}: {wanted}"]
