@@ -68,19 +68,6 @@ class Disk:
         """A file that is only ever locked; made when missing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def open_to_lock(self, path: str) -> int:
-        """A file of somebody else, to try its lock and for nothing else.
-
-        Open for writing where that is allowed, though it is never written: NFS makes of `flock` a lock of the whole
-        file on the server, and gives an exclusive one only to who might write (EBADF otherwise).
-        """
-        try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            return self.open(path)  # sealed, another user's, or storage is read-only
-
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -156,6 +143,18 @@ class Disk:
         except BlockingIOError:
             return False
         return True
+
+    def is_locked(self, fd: int) -> bool:
+        """Whether another opening of the file holds its lock.
+
+        Asked by a shared lock, which does not get into the way of others who ask, and which NFS gives to whoever
+        may read; an exclusive one it gives only to who might write (EBADF otherwise). Gone when `fd` is closed.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
     def mkdir(self, path: str) -> None:
         os.mkdir(path)

@@ -5,7 +5,7 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
 
     _seg/<offset>                  a published segment: sealed, read-only, begins at this byte (20 digits)
     _seg/<offset>.<16 hex>         private to the writer that holds its lock; free lock: its writer died (U4)
-    _seg/commit                    locked by whoever makes several segments one blob; saves others the same copy
+    _seg/copying                   locked by whoever takes over, or makes segments one blob: saves others that copy
     _seg/commit.<16 hex>           several segments on their way to being one blob
     data                           what Distribution took before it handed over, the segment at 0 (U11)
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
@@ -19,13 +19,12 @@ only bytes of `data` are looked at again (`_verify`): Distribution may still be 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage import layout
@@ -44,6 +43,9 @@ _GONE = "_gone."
 # are less work, but often of memory that nobody has touched for long, which a virtual machine must be given first.
 UNIT = 64 * 1024
 TURN = 8 * 1024 * 1024  # bytes after which an upload that fills a thread lets others have it
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Segment(NamedTuple):
@@ -151,7 +153,7 @@ class SegmentUploads:
         *,
         patience: float = 30.0,
     ) -> None:
-        """`patience`: seconds to wait for another commit of the same session that copies."""
+        """`patience`: seconds to wait for somebody who copies what the session holds."""
         self._patience = patience
         self._root = root.rstrip("/")
         self._driver = driver
@@ -186,11 +188,19 @@ class SegmentUploads:
         return content[:64].decode("ascii", "replace")
 
     async def extent(self, path: str) -> int:
-        chain = await self.threads.run(self._chain, self._full(path))
-        if not chain.private:
+        session = self._full(path)
+        chain = await self.threads.run(self._chain, session)
+        if not chain.private or not await self.threads.run(self._has_leftover, chain):
             return chain.end
         # Copying what a dead writer left may take as long as its bytes take.
-        return await self.threads.run_long(self._extent, self._full(path))
+        return await self._copy_alone(session, self._extent, session)
+
+    def _has_leftover(self, chain: _Chain) -> bool:
+        """Whether a writer at the end of the chain has died, and left something."""
+        try:
+            return any(self._size(path) and self._is_abandoned(path) for path in chain.private)
+        except FileNotFoundError:  # published, adopted or given up since the chain was looked at
+            return True
 
     def _extent(self, session: str) -> int:
         """The end of the chain, after adopting what dead writers left there (U4)."""
@@ -198,6 +208,22 @@ class SegmentUploads:
         while any(self._adopt(session, path, chain.end) for path in chain.private):
             chain = self._chain(session)
         return chain.end
+
+    async def _copy_alone(self, session: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a copy within the session while nobody else does: whoever waited finds it made."""
+        try:
+            async with self._driver.hold(self._open_copying, session, self._patience):
+                return await self.threads.run_long(call, *args, **kwargs)
+        except LockTimeout:  # its holder may be stopped; nothing but work is saved by the lock: go on without
+            return await self.threads.run_long(call, *args, **kwargs)
+
+    def _open_copying(self, session: str) -> int:
+        """The lock of those who copy. FileNotFoundError: the session is gone."""
+        while True:
+            try:
+                return self.disk.open_lock(f"{session}/_seg/copying")
+            except FileNotFoundError:
+                self._take_over(session)
 
     def _chain(self, session: str) -> _Chain:
         try:
@@ -237,28 +263,13 @@ class SegmentUploads:
             yield Segment(layout.upload_data(session), 0, size, False)
 
     def _adopt(self, session: str, path: str, offset: int) -> bool:
-        """Publish a copy of what a dead writer left; False when there is nothing, or its lock is held."""
-        try:
-            fd = self._seize(path)
-        except FileNotFoundError:  # its writer, or another adopter, was first
-            return True
-        if fd is None:
-            return False
-        try:
-            # Held to the end, so that others leave alone what is being copied, and a purger sees it as alive. Who
-            # asks meanwhile is told where the copy will begin, and at the worst sends some of these bytes again.
-            return self._copy_left(session, path, offset)
-        finally:
-            self.disk.close(fd)
-
-    def _copy_left(self, session: str, path: str, offset: int) -> bool:
-        """What `_adopt` does, whose lock is held."""
+        """Publish a copy of what a dead writer left; False when there is nothing or its writer lives."""
         try:
             size = self.disk.status(path).size
-        except FileNotFoundError:  # adopted since it was opened
+            if not size or not self._is_abandoned(path):
+                return False
+        except FileNotFoundError:  # its writer, or another adopter, was first
             return True
-        if not size:
-            return False
         # A copy: the lock may be free because its stopped writer lost it, and that writer may yet wake.
         copy, fd = self._private(session, f"{offset:020d}")
         try:
@@ -271,32 +282,12 @@ class SegmentUploads:
         self.drop(path)
         return True
 
-    def _seize(self, path: str, *, when_unknown: bool = False) -> int | None:
-        """The descriptor of a private file whose lock was free, and is ours now; None when somebody holds it.
-
-        `when_unknown`: whether it counts as free where that cannot be asked.
-        """
-        fd = self.disk.open_to_lock(path)
-        try:
-            is_free = self.disk.try_lock(fd)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                self.disk.close(fd)
-                raise
-            is_free = when_unknown  # NFS, and a file that may only be read
-        if not is_free:
-            self.disk.close(fd)
-            return None
-        return fd
-
     def _is_abandoned(self, path: str) -> bool:
-        """Whether the lock is free, as far as can be told, of what is old enough to be purged."""
-        # What cannot be asked is no reason to keep a session for ever.
-        fd = self._seize(path, when_unknown=True)
-        if fd is None:
-            return False
-        self.disk.close(fd)
-        return True
+        fd = self.disk.open(path)
+        try:
+            return not self.disk.is_locked(fd)
+        finally:
+            self.disk.close(fd)
 
     def _copy_and_close(self, segments: list[Segment], fd: int) -> None:
         """Fill a private file and seal it."""
@@ -464,23 +455,7 @@ class SegmentUploads:
     async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
         session, blob = self._full(path), self._full(target)
         if not await self.threads.run_long(self._link_one, session, size, blob):
-            await self._commit_alone(session, size, blob, digest)
-
-    async def _commit_alone(self, session: str, size: int, target: str, digest: Digest | None) -> None:
-        """One copy at a time: whoever waited for another one finds the blob."""
-        try:
-            async with self._driver.hold(self._open_commit, session, self._patience):
-                await self.threads.run_long(self._commit, session, size, target, digest)
-        except LockTimeout:  # its holder may be stopped; nothing but work is saved by the lock: go on without
-            await self.threads.run_long(self._commit, session, size, target, digest)
-
-    def _open_commit(self, session: str) -> int:
-        """The lock of those who commit several segments. FileNotFoundError: the session is gone."""
-        while True:
-            try:
-                return self.disk.open_lock(f"{session}/_seg/commit")
-            except FileNotFoundError:
-                self._take_over(session)
+            await self._copy_alone(session, self._commit, session, size, blob, digest)
 
     def _link_one(self, session: str, size: int, target: str) -> bool:
         """Commit a session that is one sealed segment; False for any other."""

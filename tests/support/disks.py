@@ -144,9 +144,6 @@ class ForgetfulDisk(Disk):
             os.pwrite(fd, node.content, 0)
         return fd
 
-    def open_to_lock(self, path: str) -> int:
-        return self.open(path)
-
     def try_lock(self, fd: int) -> bool:
         self._look()
         file = self._open[fd]
@@ -155,6 +152,12 @@ class ForgetfulDisk(Disk):
             file.locked_by = fd
             return True
         return False
+
+    def is_locked(self, fd: int) -> bool:
+        self._look()
+        file = self._open[fd]
+        assert isinstance(file, _File)
+        return file.locked_by not in (None, fd)
 
     def close(self, fd: int) -> None:
         node = self._open.pop(fd)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -208,19 +207,19 @@ async def test_a_writer_that_is_taken_for_dead_while_it_seals_is_refused_and_not
 
 
 class NfsDisk(Disk):
-    """Locks as Linux has them on NFS: an exclusive one needs a descriptor that might write."""
+    """Locks as on NFS: an exclusive one needs a descriptor that might write, a shared one one that reads."""
 
     def try_lock(self, fd: int) -> bool:
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._must_be(fd, os.O_RDONLY)
         return super().try_lock(fd)
 
+    def is_locked(self, fd: int) -> bool:
+        self._must_be(fd, os.O_WRONLY)
+        return super().is_locked(fd)
 
-class ForeignDisk(NfsDisk):
-    """There, the files of others may only be read."""
-
-    def open_to_lock(self, path: str) -> int:
-        return self.open(path)
+    def _must_be(self, fd: int, other_than: int) -> None:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == other_than:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def on(disk: Disk, root: Path, threads: Threads) -> SegmentUploads:
@@ -236,17 +235,6 @@ async def test_what_a_dead_writer_left_is_taken_over_on_nfs(tmp_path: Path, thre
         process.kill()
         process.wait(30)
         assert await uploads.extent(SESSION) == 1000
-
-
-async def test_a_lock_that_cannot_be_asked_for_keeps_a_status_away_and_no_purger(
-    tmp_path: Path, threads: Threads
-) -> None:
-    uploads = on(ForeignDisk(), tmp_path, threads)
-    await uploads.create(SESSION, STARTED)
-    (tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes(b"of a writer that may live")
-    assert await uploads.extent(SESSION) == 0
-    assert not await uploads.purge(SESSION, time.time() - 100)
-    assert await uploads.purge(SESSION, 1e12)
 
 
 class CopyingDisk(Disk):
@@ -268,12 +256,11 @@ async def test_what_a_dead_writer_left_is_copied_once_however_many_ask(tmp_path:
     uploads = on(disk, tmp_path, threads)
     await uploads.create(SESSION, STARTED)
     await asyncio.to_thread((tmp_path / SESSION / "_seg" / f"{0:020d}.{0:016x}").write_bytes, b"left behind")
-    first = asyncio.create_task(uploads.extent(SESSION))
+    asked = [asyncio.create_task(on(disk, tmp_path, threads).extent(SESSION)) for _ in range(5)]
     await asyncio.to_thread(disk.begun.wait, 10)
-    assert [await on(disk, tmp_path, threads).extent(SESSION) for _ in range(5)] == [0] * 5
     assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
     disk.go_on.set()
-    assert (await first, await uploads.extent(SESSION), disk.copies) == (11, 11, 1)
+    assert (await asyncio.gather(*asked), disk.copies) == ([11] * 5, 1)
     assert private_files(tmp_path) == []
 
 
@@ -300,10 +287,12 @@ async def test_a_commit_whose_lock_somebody_holds_for_ever_goes_on_without(
 ) -> None:
     uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads, patience=0.1)
     await begin_two_segments(uploads)
-    with (tmp_path / SESSION / "_seg" / "commit").open("wb") as held:
+    (tmp_path / SESSION / "_seg" / f"{8:020d}.{0:016x}").write_bytes(b", three")
+    with (tmp_path / SESSION / "_seg" / "copying").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        await uploads.commit(SESSION, 8, BLOB)
-        assert (tmp_path / BLOB).read_bytes() == b"one, two"
+        assert await uploads.extent(SESSION) == 15
+        await uploads.commit(SESSION, 15, BLOB)
+        assert (tmp_path / BLOB).read_bytes() == b"one, two, three"
         assert not await uploads.purge(SESSION, 1e12), "somebody is at it"
     assert await uploads.purge(SESSION, 1e12)
 
