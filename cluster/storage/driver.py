@@ -46,9 +46,9 @@ class Changed(StorageError):
 
 
 Observer = Callable[[bytes | memoryview], object]
+"""Called with exactly the bytes that go to (or come from) storage, in order. May run in another thread."""
 Take = Callable[[int], bytes | memoryview]
 """The next bytes, at most so many, if there are any now. Never waits. They stay as they are until the next call."""
-"""Called with exactly the bytes that go to (or come from) storage, in order. May run in another thread."""
 
 
 class Reader(Protocol):
