@@ -144,8 +144,12 @@ def shorten(certs: Path) -> None:
     ("config", "options", "problem"),
     [
         ({"auth": {"htpasswd": {"realm": "r", "path": "/p"}}}, ["--auth"], "auth: the configuration says who may"),
-        ({"http": {"tls": {"certificate": "/c", "key": "/k"}}}, ["--tls"], "http.tls: the nodes of `up` get their"),
-        ({"http": {"tls": {"certificate": "/c", "key": "/k"}}}, [], "http.tls: the nodes of `up` get their"),
+        (
+            {"http": {"tls": {"certificate": "/c", "key": "/k"}}},
+            ["--tls"],
+            "http.tls: remove it; with --tls, `up` makes",
+        ),
+        ({"http": {"tls": {"certificate": "/c", "key": "/k"}}}, [], "http.tls: remove it; with --tls, `up` makes"),
     ],
 )
 def test_a_configuration_that_brings_its_own_protection_is_refused(
