@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from typing import NoReturn, Self
@@ -248,13 +248,18 @@ class Sentinels(Surroundings):
         self._start([require("redis-server"), path, "--sentinel"], f"sentinel-{port}")
 
     def _complete(self) -> bool:
-        for port in self._sentinels:
-            lines = ask(port, "SENTINEL", "MASTER", self._MASTER).split("\n")
-            known = dict(zip(lines[::2], lines[1::2], strict=False))
-            wanted = {"num-slaves": "1", "num-other-sentinels": "2", "flags": "master"}
-            if any(known.get(name) != value for name, value in wanted.items()):
-                return False
-        return True
+        """Whether all Sentinels know each other, and a replica that follows: what was the master takes a while."""
+        master = {"num-slaves": "1", "num-other-sentinels": "2", "flags": "master"}
+        replica = {"flags": "slave", "role-reported": "slave", "master-link-status": "ok"}
+        return all(
+            self._knows(port, "MASTER", master) and self._knows(port, "REPLICAS", replica)
+            for port in self._sentinels
+        )
+
+    def _knows(self, sentinel: int, what: str, wanted: Mapping[str, str]) -> bool:
+        lines = ask(sentinel, "SENTINEL", what, self._MASTER).split("\n")
+        known = dict(zip(lines[::2], lines[1::2], strict=False))
+        return all(known.get(name) == value for name, value in wanted.items())
 
 
 class Clocks(Surroundings):
