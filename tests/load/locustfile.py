@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import secrets
+import signal
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
@@ -22,6 +23,7 @@ from functools import partial
 from glob import glob
 from typing import Any
 
+import gevent
 from gevent.pool import Pool
 from locust import FastHttpUser, events, task
 from locust.env import Environment
@@ -281,6 +283,20 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--drill", default="", help="For `registry-cluster drill`: what its files begin with; it judges them itself"
     )
+
+
+@events.init.add_listener
+def stop_when_interrupted(**_: Any) -> None:
+    """Ctrl-C ends the test from outside of its users.
+
+    Python would raise it in whatever user is at work; gevent hands it on to locust, and again for each greenlet
+    that waited for that one: the second one breaks off what the first one began, the verdict among it.
+    """
+    gevent.signal_handler(signal.SIGINT, _interrupt)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @events.init.add_listener

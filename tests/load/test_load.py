@@ -36,17 +36,20 @@ def cluster(started: Cluster) -> Cluster:
     return started
 
 
+LOCUSTFILE = f"{PROJECT}/tests/load/locustfile.py"
+
+
 class Locust(Process):
     """A run of the locustfile; half of its requests write, or a short run would see few of them."""
 
-    def __init__(self, directory: Path, cluster: Cluster, *arguments: str) -> None:
+    def __init__(self, directory: Path, cluster: Cluster, *arguments: str, file: str = LOCUSTFILE) -> None:
         self.directory = directory
         command = [
             sys.executable,
             "-m",
             "locust",
             "-f",
-            f"{PROJECT}/tests/load/locustfile.py",
+            file,
             "-u",
             "6",
             "-r",
@@ -151,6 +154,30 @@ def test_what_is_removed_behind_the_registrys_back_is_reported(cluster: Cluster,
         assert f"lost: {removed}: {node} does not have it" in found
         assert any(line.startswith(f"wrong bytes: {changed}: {node} gives sha256:") for line in found)
         assert f"lost: {untagged}: {node} does not have it" in found
+
+
+INTERRUPTED_AT_WORK = """
+import os, signal
+from tests.load.locustfile import *
+
+pull, left = RegistryUser._pull_blob, [20]
+
+def pull_and_interrupt(user, register):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGINT)
+    return pull(user, register)
+
+RegistryUser._pull_blob = pull_and_interrupt
+"""
+
+
+def test_ctrl_c_while_a_user_pulls_ends_in_a_verdict(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "interrupted.py"
+    file.write_text(INTERRUPTED_AT_WORK)
+    with Locust(tmp_path, cluster, "--headless", file=str(file)) as locust:
+        assert locust.wait(120) == 0, locust.tail()
+        assert "0 lost, 0 wrong bytes" in locust.verdict()
 
 
 def test_a_run_in_which_nothing_was_acknowledged_proves_nothing(cluster: Cluster, tmp_path: Path) -> None:
