@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from cluster import config, haproxy
+from cluster.config_yaml import dump, parse_yaml
 from cluster.errors import ConfigError
 from cluster.places import Place, laid_over
 from cluster.protect import Protection
@@ -56,7 +55,7 @@ class Blueprint:
 
     def text(self, name: str) -> str:
         """The configuration of a node, as YAML. ConfigError."""
-        return yaml.safe_dump(self._node(name), sort_keys=False)
+        return dump(self._node(name))
 
     def balancer(self) -> str:
         """HAProxy's configuration. ConfigError."""
@@ -91,11 +90,10 @@ class Blueprint:
 
 def read_base(path: str) -> dict[str, Any]:
     """A configuration that all nodes are to have. ConfigError when it is not YAML of the right shape."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            base = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: {error}"]) from error
+    problems: list[str] = []
+    base = parse_yaml(config.read_text(path), path, problems)
+    if problems:
+        raise ConfigError(problems)
     if not isinstance(base, dict):
         raise ConfigError([f"{path}: wanted a configuration as `serve` takes it"])
     return base

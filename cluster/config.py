@@ -50,7 +50,7 @@ def find(argument: str | None, environ: Mapping[str, str], places: Sequence[Path
 
 def load(path: Path, environ: Mapping[str, str]) -> Loaded:
     """The configuration of a file; ConfigError names everything that is wrong with it."""
-    return parse(_text(path), environ, str(path))
+    return parse(read_text(path), environ, str(path))
 
 
 def parse(text: str, environ: Mapping[str, str], source: str = "config.yml") -> Loaded:
@@ -64,7 +64,7 @@ def parse(text: str, environ: Mapping[str, str], source: str = "config.yml") -> 
 def check(path: Path, environ: Mapping[str, str]) -> list[str]:
     """Every problem of a file, unknown keys included."""
     try:
-        reading = _read(_text(path), environ, str(path))
+        reading = _read(read_text(path), environ, str(path))
     except ConfigError as error:
         return error.problems
     return reading.problems + reading.unknown
@@ -79,9 +79,10 @@ def show(config: Config) -> str:
     return dump(masked(data))
 
 
-def _text(path: Path) -> str:
+def read_text(path: str | Path) -> str:
+    """What stands in a file that is a configuration. ConfigError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except ValueError:

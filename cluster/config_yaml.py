@@ -92,6 +92,18 @@ def typed(value: Any) -> Any:
     return value.value if isinstance(value, Plain) else value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `Plain` was read from."""
+
+
+def _as_written(dumper: _Dumper, plain: Plain) -> yaml.ScalarNode:
+    tag = dumper.resolve(yaml.ScalarNode, str(plain), (True, False))  # type: ignore[no-untyped-call]
+    return yaml.ScalarNode(tag, str(plain))
+
+
+_Dumper.add_representer(Plain, _as_written)
+
+
 def dump(data: dict[str, Any]) -> str:
-    """A tree of plain values as YAML, in its own order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    """A tree of values as YAML, in its own order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

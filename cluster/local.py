@@ -52,7 +52,7 @@ class LocalCluster:
         """`program` is how a person types this one."""
         self._protection = protection
         self._program = program
-        self._password: str | None = None  # of an account that was made just now
+        self._password: str | None = None  # of an account that was made just now, until it is shown
         self._directory = os.path.abspath(protection.directory)
         self._run = f"{self._directory}/run"
         self._port = port
@@ -88,6 +88,8 @@ class LocalCluster:
         finally:
             await self._supervisor.stop()
             self._write_state()
+            if self._password is not None:
+                say(f"the account {USER} is there already, with the password {self._password}")
 
     async def _start(self) -> None:
         self._redis = self._redis_child()
@@ -217,6 +219,7 @@ class LocalCluster:
             f"  lose a node:     {self._program} status{data_option(self._directory)}; kill -9 -PID of one\n",
         ]
         print("\n".join(lines), flush=True)
+        self._password = None
 
     def _ways_in(self, host: str) -> list[str]:
         """What a client needs before it may do anything."""

@@ -6,6 +6,7 @@ how long it stays and what is made of it is decided in run.py.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
@@ -60,6 +61,8 @@ class Fault:
     setting: Setting = Setting.PLAIN
     stays: bool = False
     """Whether it is there until it is healed; else it is over as soon as it has struck."""
+    longest: float = math.inf
+    """Seconds that it stays at most: what a client's retries can bridge, where no node can do what is asked."""
     refused: frozenset[Kind] = frozenset()
     """What cannot be done while it is there, and must be possible again as soon as it is healed."""
     anywhere: bool = True
@@ -320,11 +323,12 @@ FAULTS = [
     ),
     Fault(
         "storage-full",
-        "the storage is full",
+        "the storage is full for 4 s",
         fill_storage,
         Promise.RETRIED,
         Setting.APART,
         stays=True,
+        longest=4.0,
         refused=_WRITES,
     ),
     Fault(

@@ -94,8 +94,7 @@ class Matrix:
 
 def judge(fault: Fault, kind: Kind, meter: Meter, spans: Sequence[Span], verdict: Verdict) -> Cell:
     """What came of one operation."""
-    refused = kind in fault.refused
-    recovery = meter.recovery(spans, refused=refused)
+    recovery = meter.recovery(spans, refused=kind in fault.refused)
     cell = Cell(
         kind=kind,
         acknowledged=verdict.acknowledged,
@@ -117,10 +116,10 @@ def judge(fault: Fault, kind: Kind, meter: Meter, spans: Sequence[Span], verdict
         cell.findings.append("it was not well again")
     if not meter.steps:
         cell.findings.append("not one step came to its end: this shows nothing")
-    if not refused and meter.failures:
+    if meter.failures:
         text = f"{len(meter.failures)} steps failed with all retries, the first: {meter.failures[0]}"
         cell.findings.append(text)
-    if not refused and meter.failed and fault.promise is Promise.UNNOTICED:
+    if meter.failed and fault.promise is Promise.UNNOTICED:
         cell.findings.append(f"{meter.failed} requests failed, the first: {meter.reasons[0]}")
     return cell
 

@@ -154,7 +154,7 @@ def _strike(scene: Scene, fault: Fault, pace: Pace) -> Span:
     began = time.monotonic()
     with fault.strike(scene):
         if fault.stays:
-            time.sleep(pace.hold)
+            time.sleep(min(pace.hold, fault.longest))
     ended = time.monotonic() if fault.stays else began
     scene.cluster.wait_until_whole()
     say(f"  {time.monotonic() - began:.1f} s after the blow all parts of the cluster are well again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from cluster import certificates
 from tests.failover.cluster import Cluster
 from tests.failover.conftest import CONFIG
 from tests.failover.test_up import run
-from tests.support.process import eventually
+from tests.support.process import eventually, free_port
 from tests.support.tls import Load, trusting
-from tests.support.tools import note, require
+from tests.support.tools import PROJECT, note, require
 
 PASSWORD = re.compile(r"password: +(\S+)")
 
@@ -66,6 +67,21 @@ def test_it_says_how_to_get_in_and_that_is_the_only_way(protected: Cluster, pass
     for login in ((), ("admin", "guessed"), ("root", password)):
         answer = ask(protected, "/v2/_catalog", *login)
         assert (answer.status_code, answer.headers["WWW-Authenticate"][:6]) == (401, "Basic ")
+
+
+def test_a_password_is_shown_even_if_the_cluster_does_not_come_up(tmp_path: Path) -> None:
+    words = ["up", "--auth", "--port", str(free_port()), "--data", str(tmp_path)]
+    up = subprocess.Popen([sys.executable, "-m", "cluster", *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually((tmp_path / "cluster.json").exists, 30, "something was started")
+        up.send_signal(signal.SIGINT)
+        _, text = up.communicate(timeout=60)
+    finally:
+        up.kill()
+    found = re.search(r"the account admin is there already, with the password (\S+)", text)
+    assert found, text
+    verb = ["user", "verify", "--file", str(tmp_path / "auth/htpasswd"), "--password-stdin", "admin"]
+    subprocess.run([sys.executable, "-m", "cluster", *verb], cwd=PROJECT, input=found[1], text=True, check=True)
 
 
 def test_cluster_json_names_https_and_the_authority(protected: Cluster) -> None:

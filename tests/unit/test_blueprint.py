@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster import config
 from cluster.blueprint import Blueprint, read_base
 from cluster.errors import ConfigError
 from cluster.protect import Protection
@@ -86,4 +87,18 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=str(path)):
+        read_base(str(path))
+
+
+def test_what_could_be_a_number_reaches_the_nodes_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "base.yml"
+    path.write_text("version: 0.1\nhttp: {secret: 0123, http2: {disabled: yes}}\nredis: {password: '0x1F'}\n")
+    loaded = config.parse(drawn(read_base(str(path))).text("node-1"), {}).config
+    assert (loaded.http.secret, loaded.http.http2.disabled) == ("0123", True)
+
+
+def test_a_key_that_is_written_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "base.yml"
+    path.write_text("version: 0.1\nhttp: {secret: a, secret: b}\n")
+    with pytest.raises(ConfigError, match=r"secret.* is written twice"):
         read_base(str(path))

@@ -57,13 +57,17 @@ def test_a_request_that_failed_breaks_the_promise_that_none_does() -> None:
         assert judge(fault(promise), Kind.TAG, meter(failed=1, first=1), SPANS, verdict()).holds is holds
 
 
-def test_a_step_that_failed_with_all_retries_breaks_the_promise_unless_it_cannot_succeed() -> None:
-    broken = meter(failed=3, failures=1)
-    assert not judge(fault(), Kind.PUSH, broken, SPANS, verdict()).holds
+def test_a_step_that_failed_with_all_retries_breaks_the_promise() -> None:
     full = fault(refused=frozenset({Kind.PUSH}))
-    assert judge(full, Kind.PUSH, broken, SPANS, verdict()).holds
-    assert not judge(full, Kind.PULL, broken, SPANS, verdict()).holds
-    lossy = judge(full, Kind.PUSH, broken, SPANS, verdict(lost=["a blob"]))
+    for kind in (Kind.PUSH, Kind.PULL):
+        assert not judge(full, kind, meter(failed=3, first=1, failures=1), SPANS, verdict()).holds
+
+
+def test_what_is_refused_meanwhile_is_well_once_it_is_possible_again() -> None:
+    full, refused = fault(refused=frozenset({Kind.PUSH})), meter(failed=10, first=1)
+    assert judge(full, Kind.PUSH, refused, SPANS, verdict()).recovery == 0.5
+    assert judge(full, Kind.PULL, refused, SPANS, verdict()).recovery == 10.5
+    lossy = judge(full, Kind.PUSH, refused, SPANS, verdict(lost=["a blob"]))
     assert not lossy.holds, "what may be refused may not be lost"
 
 
