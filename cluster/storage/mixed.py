@@ -12,91 +12,72 @@ acknowledged is lost while the setting goes over the fleet.
 from __future__ import annotations
 
 from cluster.storage import layout
-from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter, Take
-from cluster.storage.segments import TURN, UNIT, SegmentUploads
-from cluster.storage.threads import Tenure
+from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter
+from cluster.storage.segments import SegmentUploads, Writer
+from cluster.storage.sessions import Sessions
 
 
-class _DataWriter:
+class _DataWriter(Writer):
     """One PATCH into `data`, from its offset on."""
 
     def __init__(self, uploads: MixedUploads, session: str, fd: int, offset: int, observe: Observer) -> None:
-        self.size = 0
-        self._uploads = uploads
+        super().__init__(uploads.threads, uploads.disk, fd, offset, observe)
+        self._sessions = uploads.sessions
         self._session = session
-        self._fd = fd
-        self._offset = offset
-        self._observe = observe
-        self._tenure = Tenure(lambda: uploads.disk.close(fd))
-
-    async def write(self, pieces: list[bytes]) -> None:
-        data = b"".join(pieces)
-        with self._tenure:
-            writing = self._uploads.threads.begin(
-                self._uploads.disk.write_at, self._fd, data, self._offset + self.size
-            )
-        self._observe(data)
-        await writing
-        self.size += len(data)
-
-    async def fill(self, take: Take) -> bool:
-        with self._tenure:
-            filling = self._uploads.threads.begin(self._fill, take)
-        return await filling
-
-    def _fill(self, take: Take) -> bool:
-        stop = self.size + TURN
-        while self.size < stop and (data := take(UNIT - (self._offset + self.size) % UNIT)):
-            self._observe(data)
-            self._uploads.disk.write_at(self._fd, data, self._offset + self.size)
-            self.size += len(data)
-        return self.size >= stop
 
     async def seal(self) -> None:
         with self._tenure:
-            await self._uploads.threads.run_long(self._seal)
+            await self._threads.run_long(self._seal)
 
     def _seal(self) -> None:
-        disk = self._uploads.disk
+        disk = self._disk
         disk.status(layout.upload_started_at(self._session))  # FileNotFoundError: the session ended under us
         disk.sync(self._fd)
-        if self._uploads.published(self._session):
+        if self._sessions.published(self._session):
             # A node without `mixed` was quicker: what it published counts, and these bytes are not in the chain.
-            raise OffsetTaken(f"another writer has published a segment at {self._offset}")
-        self._uploads.settle(self._session)
+            raise OffsetTaken(f"another writer has published a segment at {self._begins}")
+        self._sessions.settle(self._session)
 
     async def discard(self) -> None:
         self._tenure.end()
 
 
-class MixedUploads(SegmentUploads):
-    """The Uploads port on the one file that Distribution knows."""
+class _MixedSessions(Sessions):
+    """Sessions that Distribution can go on with."""
 
-    def _create(self, session: str, started_at: bytes) -> None:
-        super()._create(session, started_at)
-        self.disk.close(self.disk.create(layout.upload_data(session)))
+    def create(self, session: str, started_at: bytes) -> None:
+        super().create(session, started_at)
+        self._disk.close(self._disk.create(layout.upload_data(session)))
 
-    async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
-        session = self._full(path)
-        fd = await self.threads.open(self._open_data, self._close_data, session)
-        if fd is None:
-            return await super().append(path, offset, observe)
-        return _DataWriter(self, session, fd, offset, observe)
+    def save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
+        super().save_state(session, algorithm, offset, state)
+        # Where Distribution finds no state of exactly the size, its next one is of the new bytes alone.
+        self.put_state(session, layout.SHARED_STATES, algorithm, offset, state)
 
-    def _open_data(self, session: str) -> int | None:
+    def open_data(self, session: str) -> int | None:
         """A descriptor of `data`; None where the session goes on in segments."""
         if self.published(session):
             return None
         try:
-            return self.disk.open_existing(layout.upload_data(session))
+            return self._disk.open_existing(layout.upload_data(session))
         except FileNotFoundError:
             return None
 
-    def _close_data(self, fd: int | None) -> None:
+    def close_data(self, fd: int | None) -> None:
+        """Nobody waits for this descriptor any more."""
         if fd is not None:
-            self.disk.close(fd)
+            self._disk.close(fd)
 
-    def _save_state(self, session: str, algorithm: str, offset: int, state: bytes) -> None:
-        super()._save_state(session, algorithm, offset, state)
-        # Where Distribution finds no state of exactly the size, its next one is of the new bytes alone.
-        self.put_state(session, layout.SHARED_STATES, algorithm, offset, state)
+
+class MixedUploads(SegmentUploads):
+    """The Uploads port on the one file that Distribution knows."""
+
+    Files = _MixedSessions
+    sessions: _MixedSessions
+
+    async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
+        session = self._full(path)
+        fd = await self.threads.open(self.sessions.open_data, self.sessions.close_data, session)
+        if fd is None:
+            return await super().append(path, offset, observe)
+        return _DataWriter(self, session, fd, offset, observe)

@@ -33,6 +33,7 @@ from cluster.storage.disk import Disk
 from cluster.storage.driver import NotFound
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads
+from cluster.storage.sessions import Sessions
 from tests.support.schedules import InPlace, Killed, Stage, explore, wander
 
 NAME = RepositoryName("team/app")
@@ -282,11 +283,15 @@ def test_two_operations_in_every_order_with_one_more_interruption(stage: Stage[N
     assert go_through(stage, case, case.interruptions + 1) > 50
 
 
-class PublishedByRename(SegmentUploads):
+class PublishingByRename(Sessions):
     """A protocol that is known to be broken: the last writer takes the offset."""
 
     def publish(self, session: str, path: str, offset: int) -> None:
-        self.disk.rename(path, f"{session}/_seg/{offset:020d}")
+        self._disk.rename(path, f"{session}/_seg/{offset:020d}")
+
+
+class PublishedByRename(SegmentUploads):
+    Files = PublishingByRename
 
 
 def test_a_broken_protocol_is_found_out(root: str) -> None:

@@ -46,9 +46,9 @@ class HangingDisk(Disk):
         self._wait()
         return super().open_lock(path)
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self._wait()
-        super().write(fd, data)
+        super().write_at(fd, data, offset)
 
     def close(self, fd: int) -> None:
         self.closed.append(fd)
