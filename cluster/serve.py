@@ -192,12 +192,27 @@ def check_storage(config: Config) -> None:
             os.makedirs(data_directory(config), exist_ok=True)
         driver = FilesystemDriver(data_directory(config), Threads(1, 1), writable=not read_only)
         driver.check()
+        if not read_only:
+            _check_abilities(driver, root)
     except (OSError, StorageError) as error:
         hint = "make it writable for this user, or set storage.maintenance.readonly"
         if read_only:
             hint = "with storage.maintenance.readonly it must hold a registry already"
         raise ConfigError(
             [f"storage.filesystem.rootdirectory: {root!r} cannot be used: {error}: {hint}"]
+        ) from error
+
+
+def _check_abilities(driver: FilesystemDriver, root: str) -> None:
+    try:
+        driver.check_abilities()
+    except (OSError, StorageError) as error:
+        raise ConfigError(
+            [
+                f"storage.filesystem.rootdirectory: the file system of {root!r} cannot make a hard link, or cannot "
+                f"lock a file: {error}: wanted one that can (deploy/README.md has a list), or "
+                "storage.maintenance.readonly"
+            ]
         ) from error
 
 

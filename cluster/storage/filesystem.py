@@ -332,6 +332,18 @@ class FilesystemDriver:
             self._disk.close(fd)
             self._drop(temporary)
 
+    def check_abilities(self) -> None:
+        """Try what uploads and tags need and some file systems cannot do: links and locks. OSError."""
+        first, second = self.temporary(), self.temporary()
+        fd = self._disk.create(first)
+        try:
+            self._disk.try_lock(fd)
+            self._disk.link(first, second)
+        finally:
+            self._disk.close(fd)
+            self._drop(first)
+            self._drop(second)
+
 
 def remove_tree(disk: Disk, path: str) -> None:
     """Remove a directory with all that is in it. What is gone already is no error."""
