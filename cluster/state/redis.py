@@ -28,7 +28,7 @@ from redis.exceptions import (
 
 from cluster.errors import StateError
 from cluster.state.commands import Command, Reply
-from cluster.state.store import WrongServer
+from cluster.state.store import Refused, WrongServer
 
 Address = tuple[str, int]
 
@@ -300,5 +300,7 @@ def _check(replies: list[Reply]) -> None:
 
 
 def _translated(error: Exception, name: str) -> StateError:
-    kind = WrongServer if isinstance(error, _ELSEWHERE) else StateError
+    kind: type[StateError] = Refused if isinstance(error, ResponseError) else StateError
+    if isinstance(error, _ELSEWHERE):
+        kind = WrongServer
     return kind(f"Redis at {name}: {str(error) or 'no answer in time'} ({type(error).__name__})")

@@ -25,7 +25,7 @@ from cluster.settings import Redis
 from cluster.state import keys
 from cluster.state.build import open_store, servers
 from cluster.state.memory import MemoryStore
-from cluster.state.store import Node, Store, Turn, UploadHint, WrongServer
+from cluster.state.store import Node, Refused, Store, Turn, UploadHint, WrongServer
 from tests.support.process import free_port
 from tests.support.redis import PASSWORD, Certificates, RedisCluster, RedisServer, SentinelSet
 
@@ -450,14 +450,14 @@ async def test_a_heartbeat_that_is_none_is_left_out(server: Backend, store: Stor
 
 
 @pytest.mark.parametrize("server", REAL, indirect=True)  # the embedded one does not survive an error in EXEC
-async def test_a_key_of_another_type_is_a_state_error_and_the_connection_goes_on(server: Backend, store: Store) -> None:
+async def test_a_key_of_another_type_is_a_refusal_and_the_connection_goes_on(server: Backend, store: Store) -> None:
     assert server.look is not None
     server.look.hset(keys.upload(UUID), "a", "b")
     server.look.set(keys.repository_blobs(NAME), "no set")
     for _ in range(10):
-        with pytest.raises(StateError, match="wrong kind"):
+        with pytest.raises(Refused, match="wrong kind"):
             await store.load_hint(UUID)
-        with pytest.raises(StateError, match="wrong kind"):
+        with pytest.raises(Refused, match="wrong kind"):
             await store.remember(NAME, DIGEST, DESCRIPTOR)
     assert await store.advance("me", 1) == 0
 
