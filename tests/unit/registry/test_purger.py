@@ -18,6 +18,7 @@ from cluster.registry.catalog import Catalog
 from cluster.registry.purger import Purger, Schedule
 from cluster.registry.uploads import UploadService
 from cluster.state.memory import MemoryStore
+from cluster.state.store import Turn
 from cluster.storage import layout
 from cluster.storage.driver import NotFound
 from cluster.storage.filesystem import FilesystemDriver
@@ -204,3 +205,16 @@ async def test_nodes_take_turns(parts: Parts) -> None:
         await parts.sessions.extent(layout.upload(NAME, state.uuid))
     await parts.uploads.start(NAME)
     assert await purger("two").run() == 0
+
+
+@pytest.mark.parametrize("age", [DAY, 365 * DAY, -365 * DAY])
+async def test_a_turn_that_is_not_forgotten_does_not_end_all_purging(parts: Parts, age: float) -> None:
+    turns, later = MemoryStore(), time.time() + 1e9
+    await turns.record_turn("purger", Turn("one", later - age), 1e9)
+    await parts.uploads.start(NAME)
+    schedule = Schedule(WEEK, DAY)
+    purger = Purger(
+        parts.driver, parts.sessions, parts.catalog, schedule, turns=turns, node="two", now=lambda: later
+    )
+    assert await purger.run() == 1
+    assert await purger.run() == 0  # and now it has had its turn
