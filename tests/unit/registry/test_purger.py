@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,15 @@ DAY = 86_400.0
 WEEK = 7 * DAY
 
 
+def clock(at: float) -> Callable[[], Awaitable[float]]:
+    """One that says the same whenever it is asked."""
+
+    async def now() -> float:
+        return at
+
+    return now
+
+
 @dataclass
 class Disk:
     """A node on a real directory, where files have ages."""
@@ -44,7 +53,7 @@ class Disk:
     def purger(self, *, dry_run: bool = False, now: float | None = None) -> Purger:
         at = time.time() if now is None else now
         schedule = Schedule(WEEK, DAY, dry_run)
-        return Purger(self.driver, self.sessions, Catalog(self.driver), schedule, now=lambda: at)
+        return Purger(self.driver, self.sessions, Catalog(self.driver), schedule, now=clock(at))
 
     async def begin(self, *chunks: bytes, name: RepositoryName = NAME) -> UploadState:
         state = await self.uploads.start(name)
@@ -184,6 +193,18 @@ async def test_a_repository_without_uploads_and_empty_storage_are_no_trouble(dis
     assert await disk.purger().run() == 0
 
 
+async def test_a_node_whose_clock_is_ahead_purges_nothing_that_is_young(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    young = await disk.begin(b"acknowledged")
+    await disk.begin(b"old", name=RepositoryName("team/old"))
+    disk.age(layout.uploads(RepositoryName("team/old")), 8)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY)
+    assert await Purger(disk.driver, disk.sessions, Catalog(disk.driver), Schedule(WEEK, DAY)).run() == 1
+    assert (await disk.uploads.status(young)).offset == len(b"acknowledged")
+
+
 async def test_nodes_take_turns(parts: Parts) -> None:
     turns = MemoryStore()
     state = await parts.uploads.start(NAME)
@@ -197,7 +218,7 @@ async def test_nodes_take_turns(parts: Parts) -> None:
             schedule,
             turns=turns,
             node=node,
-            now=lambda: time.time() + 1e9,
+            now=clock(time.time() + 1e9),
         )
 
     assert await purger("one").run() == 1
@@ -214,7 +235,7 @@ async def test_a_turn_that_is_not_forgotten_does_not_end_all_purging(parts: Part
     await parts.uploads.start(NAME)
     schedule = Schedule(WEEK, DAY)
     purger = Purger(
-        parts.driver, parts.sessions, parts.catalog, schedule, turns=turns, node="two", now=lambda: later
+        parts.driver, parts.sessions, parts.catalog, schedule, turns=turns, node="two", now=clock(later)
     )
     assert await purger.run() == 1
     assert await purger.run() == 0  # and now it has had its turn
