@@ -8,14 +8,15 @@ is never stopped by this. The others are those of `cluster.nodes`, and those who
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +31,12 @@ from cluster.storage import layout
 from cluster.tls import client_context
 
 _TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
+_LONGEST = (
+    8.0  # seconds for all nodes: a name server that hangs, or an answer that never ends, is no reason to wait
+)
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
 _ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read
-_AT_ONCE = 64  # nodes; no more heartbeats than that are followed
+_MOST_HEARTBEATS = 64  # that are followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,9 @@ def listen(section: Redis | None, secrets: Sequence[bytes]) -> Heartbeats | None
         return Heartbeats(trouble=f"no answer within {_TIMEOUT:g} s")
     except (StateError, OSError) as error:
         return Heartbeats(trouble=str(error) or type(error).__name__)
+    except Exception as error:
+        # Whatever Redis says, it is no reason not to start (promise P4).
+        return Heartbeats(trouble=f"an answer was not understood: {error!r}")
 
 
 def compare(
@@ -137,13 +144,11 @@ def compare(
     for beat in heartbeats.nodes if heartbeats else ():
         # A heartbeat outlives its node for some seconds: one with our name is of our former life.
         is_known = beat.url.rstrip("/") in {url.rstrip("/") for url in urls} or (starting and beat.name == me.name)
-        if not is_known and len(asked) < len(urls) + _AT_ONCE:
+        if not is_known and len(asked) < len(urls) + _MOST_HEARTBEATS:
             asked.append(Finding(beat.url, beat))
     if not asked:
         return []
-    with ThreadPoolExecutor(min(len(asked), _AT_ONCE)) as pool:
-        list(pool.map(lambda finding: _ask(finding, trust), asked))
-    findings = _others(me, asked)
+    findings = _others(me, _ask_all(asked, trust))
     for finding in findings:
         if finding.node is None:
             _compare_heartbeat(me, finding)
@@ -171,8 +176,25 @@ def _others(me: Identity, asked: Sequence[Finding]) -> list[Finding]:
     return others
 
 
-def _ask(finding: Finding, trust: ssl.SSLContext) -> None:
-    """Have a node say who it is; what comes, or why nothing does, is put into the finding."""
+def _ask_all(findings: Sequence[Finding], trust: ssl.SSLContext) -> list[Finding]:
+    """Ask side by side, in threads that are left behind when they take too long."""
+    answers: dict[int, Finding] = {}
+
+    def ask(number: int, finding: Finding) -> None:
+        answers[number] = _ask(finding, trust)
+
+    threads = [threading.Thread(target=ask, args=each, daemon=True) for each in enumerate(findings)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _LONGEST
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    late = f"no answer within {_LONGEST:g} s"
+    return [answers.get(number) or replace(finding, unreached=late) for number, finding in enumerate(findings)]
+
+
+def _ask(finding: Finding, trust: ssl.SSLContext) -> Finding:
+    """Have a node say who it is: the finding with what comes, or with the reason why nothing does."""
     question = f"{finding.url.rstrip('/')}/healthz"
     started = time.time()
     try:
@@ -185,15 +207,23 @@ def _ask(finding: Finding, trust: ssl.SSLContext) -> None:
             text = error.read(_ANSWER_LIMIT)
         report = json.loads(text)
         node = report["node"]
-        if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+        if not _is_node(node):
             raise ValueError("the answer is not that of a registry-cluster node")
         ended = time.time()
         difference = abs(float(node.get("clock", started)) - (started + ended) / 2)
-        finding.clock = max(difference - (ended - started), 0.0)
-        finding.redis = str(report["redis"]["status"])
-        finding.node = node
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        finding.unreached = str(error) or type(error).__name__
+        clock = max(difference - (ended - started), 0.0)
+        return replace(finding, node=node, redis=str(report["redis"]["status"]), clock=clock)
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError) as error:
+        # Whoever has the address now may speak another protocol: that is no node, and no reason for anything.
+        return replace(finding, unreached=str(error).strip() or type(error).__name__)
+
+
+def _is_node(node: Any) -> bool:
+    """Whether this is how a node describes itself, as far as it is compared here; other versions may say less."""
+    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+        return False
+    numbers = (node.get("clock", 0), node.get("started", 0))
+    return isinstance(node.get("accepts", []), list) and all(isinstance(one, (int, float)) for one in numbers)
 
 
 def _compare_heartbeat(me: Identity, finding: Finding) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.errors import StateError
-from cluster.state.store import Store, WrongServer
+from cluster.state.store import Refused, Store, WrongServer
 
 _FAILURES = 3  # in a row
 _STANDSTILL = 0.005  # seconds that a timer may be late before this process itself is what was slow
@@ -101,7 +101,8 @@ class Breaker:
 
     def _failed(self, store: Store, error: StateError) -> None:
         if store is self._store:
-            self._failures += 1
+            # Who refuses one command works: a key that somebody has broken must not take the others with it.
+            self._failures = 0 if isinstance(error, Refused) else self._failures + 1
             _log.info("shared state: %s", error)
             if self._failures >= _FAILURES or isinstance(error, WrongServer):
                 self._open(store, str(error))

@@ -170,17 +170,29 @@ def _mac(secret: bytes, uuid: str, text: str) -> str:
 
 def _fields(text: str | bytes | None) -> dict[str, Any]:
     """A JSON object; ValueError or TypeError for anything else."""
-    fields = json.loads(text)  # type: ignore[arg-type] # None is the TypeError
+    try:
+        fields = json.loads(text)  # type: ignore[arg-type] # None is the TypeError
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(fields, dict):
         raise TypeError("not an object")
     return fields
 
 
 def _node(value: bytes | None) -> Node | None:
-    """What another version wrote may have fields that we do not know, or lack one."""
+    """Another version's may have fields that we do not know, or lack one; what somebody else wrote has anything."""
     try:
         fields = _fields(value)
-        known = {name: fields[name] for name in Node.__dataclass_fields__}
-        return Node(**known | {"accepts": tuple(known["accepts"])})
-    except (ValueError, KeyError, TypeError):
+        return Node(
+            name=str(fields["name"]),
+            url=str(fields["url"]),
+            version=str(fields["version"]),
+            pid=int(fields["pid"]),
+            started=float(fields["started"]),
+            clock=float(fields["clock"]),
+            signs=str(fields["signs"]),
+            accepts=tuple(map(str, fields["accepts"])),
+            storage=str(fields["storage"]),
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -8,7 +8,10 @@ it works, or is dropped whole and made anew.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -28,7 +31,7 @@ from redis.exceptions import (
 
 from cluster.errors import StateError
 from cluster.state.commands import Command, Reply
-from cluster.state.store import WrongServer
+from cluster.state.store import Refused, WrongServer
 
 Address = tuple[str, int]
 
@@ -263,6 +266,7 @@ class _Connecting:
                 raise StateError(f"Redis at {address[0]}:{address[1]} does not answer") from None
 
     async def _open(self, opened: AsyncExitStack, address: Address, *, sentinel: bool = False) -> _Lane:
+        await _look_up(address, self._servers.dial_timeout)
         lane = _Lane(self._connection(address, sentinel))
         opened.push_async_callback(lane.close)
         await lane.open(self._servers.dial_timeout + self._servers.answer_timeout)
@@ -286,6 +290,51 @@ class _Connecting:
         return connection
 
 
+async def _look_up(address: Address, limit: float) -> None:
+    """See that the host's name is known, before anybody connects to it. StateError.
+
+    In a thread that is left behind: the event loop's own look-up cannot be given up, and while a name server hangs
+    it would hold up the start and the end of this process.
+    """
+    host, port = address
+    loop = asyncio.get_running_loop()
+    known: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: OSError | UnicodeError | None) -> None:
+        if not known.done():
+            known.set_exception(error) if error else known.set_result(None)
+
+    def look() -> None:
+        found: OSError | UnicodeError | None = None
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one
+            found = error
+        try:
+            loop.call_soon_threadsafe(tell, found)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            pass
+
+    if _is_number(host):
+        return
+    threading.Thread(target=look, name="redis-name", daemon=True).start()
+    try:
+        async with asyncio.timeout(limit):
+            await known
+    except TimeoutError:
+        raise StateError(f"Redis at {host}:{port}: its name is not looked up within {limit:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise StateError(f"Redis at {host}:{port}: {error}") from None
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _slot(command: Command) -> int:
     return key_slot(str(command[1]).encode())
 
@@ -300,5 +349,7 @@ def _check(replies: list[Reply]) -> None:
 
 
 def _translated(error: Exception, name: str) -> StateError:
-    kind = WrongServer if isinstance(error, _ELSEWHERE) else StateError
+    kind: type[StateError] = Refused if isinstance(error, ResponseError) else StateError
+    if isinstance(error, _ELSEWHERE):
+        kind = WrongServer
     return kind(f"Redis at {name}: {str(error) or 'no answer in time'} ({type(error).__name__})")

@@ -28,6 +28,10 @@ class WrongServer(StateError):
     """Who answered is not the one to ask, or no longer: it must be looked up again."""
 
 
+class Refused(StateError):
+    """The server answers, but says no to this command: others may well be answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class UploadHint:
     """The digests of an upload half-way. Right for ever, since no published byte changes."""

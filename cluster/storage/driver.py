@@ -104,6 +104,9 @@ class Driver(Protocol):
     async def sweep(self, before: float) -> int:
         """Remove temporary files of a crash, older than this time (seconds since the epoch); how many."""
 
+    async def now(self) -> float:
+        """The time by the clock that gives files their ages (seconds since the epoch): not that of this host."""
+
     async def probe(self) -> None:
         """Whether storage answers, and takes writes where it should; any StorageError says that it does not."""
 

@@ -310,6 +310,17 @@ class FilesystemDriver:
         except FileNotFoundError:
             return False
 
+    async def now(self) -> float:
+        return await self._threads.run(self._now)
+
+    def _now(self) -> float:
+        temporary = self.temporary()
+        self._disk.close(self._disk.create(temporary))
+        try:
+            return self._disk.status(temporary).modified
+        finally:
+            self._drop(temporary)
+
     async def probe(self) -> None:
         await self._threads.run(self.check)
 

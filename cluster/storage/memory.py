@@ -109,6 +109,9 @@ class MemoryDriver:
         del before  # nothing is ever on its way
         return 0
 
+    async def now(self) -> float:
+        return time.time()
+
     async def probe(self) -> None:
         pass
 

@@ -341,6 +341,11 @@ async def test_nothing_is_left_to_be_swept_after_writes(driver: Driver) -> None:
     assert await driver.read(FILE) == b"4"
 
 
+async def test_the_clock_of_storage_tells_the_time_and_leaves_nothing_behind(driver: Driver) -> None:
+    assert abs(await driver.now() - time.time()) < 5
+    assert await driver.sweep(time.time() + 1000) == 0
+
+
 async def test_the_probe_is_content_with_working_storage(driver: Driver) -> None:
     await driver.probe()
     await driver.write(FILE, b"content")

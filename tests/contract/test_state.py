@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import fakeredis
@@ -25,7 +25,7 @@ from cluster.settings import Redis
 from cluster.state import keys
 from cluster.state.build import open_store, servers
 from cluster.state.memory import MemoryStore
-from cluster.state.store import Node, Store, Turn, UploadHint, WrongServer
+from cluster.state.store import Node, Refused, Store, Turn, UploadHint, WrongServer
 from tests.support.process import free_port
 from tests.support.redis import PASSWORD, Certificates, RedisCluster, RedisServer, SentinelSet
 
@@ -429,17 +429,35 @@ async def test_a_node_of_a_later_version_is_listed_by_what_is_known_of_it(server
     assert await store.nodes() == [NODE]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{}",
+        json.dumps({**asdict(NODE), "clock": "noon"}),
+        json.dumps({**asdict(NODE), "started": 10**400}),
+        json.dumps({**asdict(NODE), "accepts": 5}),
+    ],
+    ids=["deep", "empty", "no number", "large number", "no list"],
+)
+async def test_a_heartbeat_that_is_none_is_left_out(server: Backend, store: Store, text: str) -> None:
+    if server.look is None:
+        pytest.skip("nobody else writes there")
+    await store.beat(NODE)
+    await store.beat(replace(NODE, name="node-2"))
+    server.look.set(keys.node("node-2"), text)
+    assert await store.nodes() == [NODE]
+
+
 @pytest.mark.parametrize("server", REAL, indirect=True)  # the embedded one does not survive an error in EXEC
-async def test_a_key_of_another_type_is_a_state_error_and_the_connection_goes_on(
-    server: Backend, store: Store
-) -> None:
+async def test_a_key_of_another_type_is_a_refusal_and_the_connection_goes_on(server: Backend, store: Store) -> None:
     assert server.look is not None
     server.look.hset(keys.upload(UUID), "a", "b")
     server.look.set(keys.repository_blobs(NAME), "no set")
     for _ in range(10):
-        with pytest.raises(StateError, match="wrong kind"):
+        with pytest.raises(Refused, match="wrong kind"):
             await store.load_hint(UUID)
-        with pytest.raises(StateError, match="wrong kind"):
+        with pytest.raises(Refused, match="wrong kind"):
             await store.remember(NAME, DIGEST, DESCRIPTOR)
     assert await store.advance("me", 1) == 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +330,59 @@ def test_a_node_starts_while_redis_hangs(redis: RedisServer, tmp_path: Path) -> 
             assert "Redis cannot be asked for the other nodes" in node.log()
     finally:
         redis.resume()
+
+
+@contextmanager
+def stranger(answer: bytes, *, endless: bool = False) -> Iterator[str]:
+    """The URL of somebody who is no node, and says the same to everybody; `endless`: a byte of it at a time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:  # the test is over
+                    return
+                threading.Thread(target=tell, args=(connection,), daemon=True).start()
+
+        def tell(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(answer)
+                while endless:
+                    time.sleep(0.5)
+                    connection.sendall(b"x")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def _http(report: Any) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + json.dumps(report).encode()
+
+
+def test_no_heartbeat_and_no_stranger_keeps_a_node_from_starting(redis: RedisServer, tmp_path: Path) -> None:
+    redis.ask("FLUSHALL")
+    good = {"name": "x", "url": "http://127.0.0.1:1", "version": "1", "pid": 1, "started": 1.0, "clock": 1.0}
+    good |= {"signs": "a", "accepts": ["a"], "storage": "m"}
+    odd = {"node": {"name": "odd", "mark": "odd", "accepts": 5}, "redis": {"status": "ok"}}
+    with ExitStack() as stack:
+        urls = [
+            stack.enter_context(stranger(b"SSH-2.0-OpenSSH_9.6\r\n")),
+            stack.enter_context(stranger(_http(odd))),
+            stack.enter_context(stranger(_http("[" * 60000).replace(b'"', b""))),
+            stack.enter_context(stranger(b"HTTP/1.1 200 OK\r\n\r\n", endless=True)),
+            "http://a b/",
+            "http://127.0.0.1:1/\n",
+            5,
+        ]
+        beats = [{**good, "url": url, "storage": f"of {number}"} for number, url in enumerate(urls)]
+        for number, beat in enumerate([*beats, {**good, "clock": "noon"}, {**good, "storage": [1]}, "[" * 100_000]):
+            redis.ask("SADD", keys.NODES, f"x{number}")
+            redis.ask("SET", keys.node(f"x{number}"), beat if isinstance(beat, str) else json.dumps(beat))
+        node = Node(tmp_path / "node", {"redis": section(redis)}, root=tmp_path / "data")
+        with running(node):
+            assert is_ready(node.url)
+            assert "Traceback" not in node.log()
+    redis.ask("FLUSHALL")

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import cluster.drill
 from tests.node.nodes import brief, no_trouble
 from tests.node.raw import Answer, Place, Wire, begin, chunk, get, head, push
 from tests.support.process import Config, Node, eventually, free_port
+from tests.support.tools import require
 
 
 class Watched(Node):
@@ -199,6 +202,21 @@ def test_uploads_that_nobody_goes_on_with_are_purged_and_those_under_way_are_not
         answer = wire.send(chunk(b"er"), chunk(b"")).answer()
         assert (answer.status, answer.headers["range"]) == (202, "0-5")
         assert no_trouble(node.log())
+
+
+def test_a_node_whose_clock_is_a_month_ahead_purges_nothing_that_is_young(tmp_path: Path) -> None:
+    library, ahead = tmp_path / "clock.so", tmp_path / "ahead"
+    source = Path(cluster.drill.__file__).with_name("clock.c")
+    subprocess.run([require("cc"), "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+    ahead.write_text(f"{30 * 86400}\n", encoding="ascii")
+    purging = {"enabled": True, "age": "168h", "interval": "500ms"}
+    config = {"storage": {"maintenance": {"uploadpurging": purging}}}
+    env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(ahead)}
+    with brief(Node(tmp_path, config, env=env)) as node:
+        young = begin(node.port, "purge/young")
+        purges = node.log().count("upload purge:")
+        eventually(lambda: node.log().count("upload purge:") > purges + 1, 20, "another purge is over")
+        assert get(node.url + young).status == 204
 
 
 class Elsewhere(Node):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cluster.registry.catalog import Catalog
 from cluster.registry.purger import Purger, Schedule
 from cluster.registry.uploads import UploadService
 from cluster.state.memory import MemoryStore
+from cluster.state.store import Turn
 from cluster.storage import layout
 from cluster.storage.driver import NotFound
 from cluster.storage.filesystem import FilesystemDriver
@@ -29,6 +30,15 @@ pytestmark = pytest.mark.anyio
 
 DAY = 86_400.0
 WEEK = 7 * DAY
+
+
+def clock(at: float) -> Callable[[], Awaitable[float]]:
+    """One that says the same whenever it is asked."""
+
+    async def now() -> float:
+        return at
+
+    return now
 
 
 @dataclass
@@ -43,7 +53,7 @@ class Disk:
     def purger(self, *, dry_run: bool = False, now: float | None = None) -> Purger:
         at = time.time() if now is None else now
         schedule = Schedule(WEEK, DAY, dry_run)
-        return Purger(self.driver, self.sessions, Catalog(self.driver), schedule, now=lambda: at)
+        return Purger(self.driver, self.sessions, Catalog(self.driver), schedule, now=clock(at))
 
     async def begin(self, *chunks: bytes, name: RepositoryName = NAME) -> UploadState:
         state = await self.uploads.start(name)
@@ -183,6 +193,18 @@ async def test_a_repository_without_uploads_and_empty_storage_are_no_trouble(dis
     assert await disk.purger().run() == 0
 
 
+async def test_a_node_whose_clock_is_ahead_purges_nothing_that_is_young(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    young = await disk.begin(b"acknowledged")
+    await disk.begin(b"old", name=RepositoryName("team/old"))
+    disk.age(layout.uploads(RepositoryName("team/old")), 8)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY)
+    assert await Purger(disk.driver, disk.sessions, Catalog(disk.driver), Schedule(WEEK, DAY)).run() == 1
+    assert (await disk.uploads.status(young)).offset == len(b"acknowledged")
+
+
 async def test_nodes_take_turns(parts: Parts) -> None:
     turns = MemoryStore()
     state = await parts.uploads.start(NAME)
@@ -196,7 +218,7 @@ async def test_nodes_take_turns(parts: Parts) -> None:
             schedule,
             turns=turns,
             node=node,
-            now=lambda: time.time() + 1e9,
+            now=clock(time.time() + 1e9),
         )
 
     assert await purger("one").run() == 1
@@ -204,3 +226,16 @@ async def test_nodes_take_turns(parts: Parts) -> None:
         await parts.sessions.extent(layout.upload(NAME, state.uuid))
     await parts.uploads.start(NAME)
     assert await purger("two").run() == 0
+
+
+@pytest.mark.parametrize("age", [DAY, 365 * DAY, -365 * DAY])
+async def test_a_turn_that_is_not_forgotten_does_not_end_all_purging(parts: Parts, age: float) -> None:
+    turns, later = MemoryStore(), time.time() + 1e9
+    await turns.record_turn("purger", Turn("one", later - age), 1e9)
+    await parts.uploads.start(NAME)
+    schedule = Schedule(WEEK, DAY)
+    purger = Purger(
+        parts.driver, parts.sessions, parts.catalog, schedule, turns=turns, node="two", now=clock(later)
+    )
+    assert await purger.run() == 1
+    assert await purger.run() == 0  # and now it has had its turn

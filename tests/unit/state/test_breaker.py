@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import StateError
 from cluster.state.breaker import Breaker, Pace
-from cluster.state.store import Store, UploadHint, WrongServer
+from cluster.state.store import Refused, Store, UploadHint, WrongServer
 from tests.unit.state.weather import Weather
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +124,16 @@ async def test_the_third_failure_in_a_row_opens_it() -> None:
                 await breaker.call(load)
         assert not breaker.is_closed
         assert breaker.reason == "refused"
+
+
+async def test_a_server_that_refuses_one_command_is_asked_others() -> None:
+    weather = Weather()
+    async with closed(weather) as breaker:
+        weather.error = Refused("a key of another type")
+        for _ in range(10):
+            await refused(breaker)
+        weather.error = None
+        assert breaker.is_closed and weather.attempts == 1
 
 
 async def test_the_wrong_server_opens_it_at_once_and_is_looked_up_again() -> None:

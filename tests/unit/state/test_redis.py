@@ -1,0 +1,44 @@
+"""Connecting (cluster/state/redis.py) where no server is needed; the rest is in tests/contract/test_state.py."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.errors import StateError
+from cluster.state.redis import Servers, connect
+
+_SOON = 2.0  # seconds
+
+
+@pytest.fixture
+def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A name server that does not answer until the test is over, ten seconds at most."""
+    over = threading.Event()
+
+    def look(*_: object, **__: object) -> None:
+        over.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("hanging_names")
+def test_a_name_server_that_hangs_holds_up_neither_the_attempt_nor_the_end_of_the_loop() -> None:
+    started = time.monotonic()
+    with pytest.raises(StateError, match="not looked up within"):
+        asyncio.run(connect(Servers((("redis.invalid", 6379),), dial_timeout=0.1)))
+    assert time.monotonic() - started < _SOON
+
+
+@pytest.mark.parametrize("host", ["redis.invalid", "a" * 80 + ".invalid"])
+def test_a_name_that_is_not_known_is_a_state_error(host: str) -> None:
+    with pytest.raises(StateError, match="Redis at"):
+        asyncio.run(connect(Servers(((host, 6379),), dial_timeout=5)))
