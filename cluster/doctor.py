@@ -31,9 +31,7 @@ from cluster.storage import layout
 from cluster.tls import client_context
 
 _TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
-_LONGEST = (
-    8.0  # seconds for all nodes: a name server that hangs, or an answer that never ends, is no reason to wait
-)
+_LONGEST = 8.0  # seconds for all nodes: a name server may hang, and an answer never end
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
 _ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read
 _MOST_HEARTBEATS = 64  # that are followed
