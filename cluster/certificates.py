@@ -73,7 +73,10 @@ def create(directory: str, what: Subject, *, force: bool = False) -> None:
 
     `force` replaces an authority: whoever trusted it has to be given the new one.
     """
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"{directory}: cannot be made: {error.strerror}"]) from None
     with _alone(directory):
         found = [name for name in (CA, CA_KEY, SERVER, SERVER_KEY, BUNDLE) if os.path.exists(f"{directory}/{name}")]
         if found and not force:

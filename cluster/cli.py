@@ -6,6 +6,7 @@ Owns the words alone; what they do is in verbs.py. Nothing is imported here that
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -19,11 +20,27 @@ Run = Callable[[argparse.Namespace], int]
 _PLACES = ", else ".join(["$REGISTRY_CONFIGURATION_PATH", *map(str, config.PLACES)])
 _MOST_NODES = 100
 _LAST_PORT = 65535
+_INTERRUPTED = 130  # as of a shell: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. 1: the configuration or storage cannot be used. 2: wrong arguments."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; its exit code.
+
+    1: the configuration or storage cannot be used. 2: wrong arguments. 130: Ctrl-C.
+    """
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        print(end="", flush=True)  # what is still in the buffer may find nobody who reads it
+    except BrokenPipeError:
+        # Whoever read the output (`| head -1`) has left. Python writes the rest of it at its end: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
     if words[:1] == ["htpasswd"]:  # its flags are Apache's
         from cluster import users  # noqa: PLC0415 - only here
 

@@ -15,6 +15,8 @@ import yaml
 from cluster.config_words import HIDDEN, quoted_key
 from cluster.errors import ConfigError
 
+_QUOTED = re.compile(r"""(['"])(?:(?P<harmless>.|\\t|<[a-z ]+>)\1|.+\1)""")
+
 
 class Plain(str):
     """An unquoted scalar that YAML takes for a number or a truth value.
@@ -73,9 +75,10 @@ def parse_yaml(text: str, source: str, problems: list[str]) -> Any:
         data = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        # What the parser quotes may be a piece of a password.
-        reason = re.sub(r"""(['"])[^<].+\1""", HIDDEN, error.problem or "")
+        # What the parser quotes may be a piece of a password, but for single characters and the names of tokens.
+        reason = _QUOTED.sub(lambda quoted: quoted[0] if quoted["harmless"] else HIDDEN, error.problem or "")
         hint = "; quote it if it is text" if re.search("token|alias|tag", reason) else ""
+        hint = "; indent with spaces" if "'\\t'" in reason else hint
         raise ConfigError([f"{source}{place}: not YAML: {reason}{hint}"]) from None
     except (yaml.YAMLError, ValueError, LookupError):
         raise ConfigError([f"{source}: not YAML: a character or a number that cannot be read"]) from None

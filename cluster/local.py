@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -101,9 +102,13 @@ class LocalCluster:
             await self._supervisor.add(self._balancer)
 
     def _prepare(self) -> None:
-        for directory in (self._directory, self._run, f"{self._directory}/registry"):
-            os.makedirs(directory, exist_ok=True)
-        self._claim()
+        self._see_place()
+        try:
+            for directory in (self._directory, self._run, f"{self._directory}/registry"):
+                os.makedirs(directory, exist_ok=True)
+            self._claim()
+        except OSError as error:
+            raise ConfigError([f"--data {self._directory}: cannot be used: {error.strerror}"]) from None
         if not _is_free(self._port):
             raise ConfigError([f"port {self._port} is taken: stop what listens there, or choose another (--port)"])
         if self._haproxy is None:
@@ -114,6 +119,15 @@ class LocalCluster:
         for warning in self._blueprint.check():
             say(f"warning: {warning}")
         self._password = self._protection.provide()
+
+    def _see_place(self) -> None:
+        """ConfigError, before anything is made, for a directory that HAProxy's configuration could not name."""
+        authority = self._protection.authority
+        named = [*([self._socket] if self._haproxy is not None else []), *([authority] if authority else [])]
+        if not all(re.fullmatch(r"[A-Za-z0-9._/-]+", path) for path in named):
+            raise ConfigError(
+                [f'--data: found "{self._directory}", wanted a path of letters, digits, ".", "_", "-" and "/"']
+            )
 
     def _draw(self) -> Blueprint:
         return Blueprint(
@@ -208,8 +222,9 @@ class LocalCluster:
         host = reference_host(_HOST, self._port)
         authority = self._protection.authority
         certs = f"--dest-cert-dir {os.path.dirname(authority)}" if authority else "--dest-tls-verify=false"
+        count = "1 node" if len(self._nodes) == 1 else f"{len(self._nodes)} nodes"
         lines = [
-            f"\n  registry-cluster: {len(self._nodes)} nodes at {self._endpoint}, data in {self._directory}\n",
+            f"\n  registry-cluster: {count} at {self._endpoint}, data in {self._directory}\n",
             "  Use a second terminal for all of this; Ctrl-C in this one stops it.\n",
             *self._ways_in(host),
             f"  push an image:   docker tag IMAGE {host}/team/app:v1 && docker push {host}/team/app:v1",

@@ -146,6 +146,20 @@ def _restart(directory: str, name: str) -> None:
     _see_running(node, among=state["nodes"])
     runtime = _runtime(state) if state["balancer"]["kind"] == "haproxy" else None
     say(f"{name}: draining")
+    undo = f"registry-cluster drain {name} --undo{data_option(directory)}"
+    try:
+        _replace(directory, node, runtime, undo)
+    except KeyboardInterrupt:
+        if runtime is None:
+            raise
+        raise ConfigError(
+            [f"stopped: {name} is still drained: when it is ready, `{undo}` sends clients to it again"]
+        ) from None
+    say(f"{name}: restarted")
+
+
+def _replace(directory: str, node: dict[str, Any], runtime: Runtime | None, undo: str) -> None:
+    name = str(node["name"])
     if runtime is not None:
         runtime.drain(name)
         _wait(lambda: runtime.sessions(name) == 0, _QUIET)
@@ -154,12 +168,10 @@ def _restart(directory: str, name: str) -> None:
     if not _wait(lambda: _is_back(directory, name, node["pid"]), _RESTART):
         problem = f"{name} did not come back within {_RESTART:g} s: see {directory}/run/{name}.log"
         if runtime is not None:
-            undo = f"registry-cluster drain {name} --undo{data_option(directory)}"
             problem += f"; it is still drained: when it is ready, `{undo}` sends clients to it again"
         raise ConfigError([problem])
     if runtime is not None:
         runtime.ready(name)
-    say(f"{name}: restarted")
 
 
 def _see_running(node: dict[str, Any], among: Sequence[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ Owns these words alone, and writes no file: they are other programs' directories
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from collections.abc import Iterator, Sequence
 
 from cluster.certificates import BUNDLE, CA, CA_KEY, SERVER, SERVER_KEY
@@ -24,25 +25,27 @@ def instructions(directory: str, hosts: Sequence[str], port: int) -> Iterator[st
         "or for HAProxy in mode http, which then ends TLS:",
         f"  cluster: {{haproxy: {{mode: http, tls: {{certificate: {directory}/{BUNDLE}}}}}}}",
         "",
-        "Renew it with `registry-cluster certs renew`; nodes serve it at once, HAProxy when it is reloaded.",
+        f"Renew it with `registry-cluster certs renew {shlex.quote(directory)}`;",
+        "nodes serve it at once, HAProxy when it is reloaded.",
         f"Whoever has {CA_KEY} can pass for your registry: keep it away from the nodes.",
         "",
         "On every client, as root, with a copy of ca.crt (nothing has to be restarted):",
     )
+    source = shlex.quote(authority)
     places = [reference_host(host, port) for host in hosts]
     for program, holder in (("docker", "docker"), ("podman, skopeo, buildah", "containers")):
         yield f"  # {program}"
-        yield from (f"  install -D -m 644 {authority} /etc/{holder}/certs.d/{place}/ca.crt" for place in places)
+        yield from (f"  install -D -m 644 {source} /etc/{holder}/certs.d/{place}/ca.crt" for place in places)
     yield '  # containerd, with config_path = "/etc/containerd/certs.d" (ctr: --hosts-dir /etc/containerd/certs.d)'
     for place in places:
         home = f"/etc/containerd/certs.d/{place}"
-        yield f"  install -D -m 644 {authority} {home}/ca.crt"
+        yield f"  install -D -m 644 {source} {home}/ca.crt"
         yield f"  tee {home}/hosts.toml <<'END'"
         yield from hosts_toml(place, f"{home}/ca.crt").splitlines()
         yield "END"
     yield "  # everything that asks the system: crane, oras, regctl, helm, curl (Debian, Ubuntu)"
     system = f"/usr/local/share/ca-certificates/{hosts[0].replace(':', '-')}.crt"
-    yield f"  install -D -m 644 {authority} {system} && update-ca-certificates"
+    yield f"  install -D -m 644 {source} {system} && update-ca-certificates"
 
 
 def hosts_toml(place: str, authority: str) -> str:

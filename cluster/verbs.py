@@ -70,6 +70,10 @@ def run_certs(arguments: argparse.Namespace) -> int:
         if arguments.name or arguments.ip or arguments.force:
             raise ConfigError(["certs renew keeps names, addresses and authority: wanted no --name, --ip, --force"])
         certificates.renew(directory)
+    elif arguments.directory == "renew":  # what argparse makes of `certs renew` alone
+        raise ConfigError(
+            ["certs renew: wanted the directory too (./renew, to make certificates in one of that name)"]
+        )
     else:
         what = certificates.subject(arguments.name, arguments.ip)
         certificates.create(directory, what, force=arguments.force)

@@ -110,6 +110,19 @@ class Cluster:
         if urlsplit(self.endpoint).scheme != "http":
             raise ConfigError([f"{self.endpoint}: drills speak plain HTTP, wanted a cluster without TLS"])
 
+    def see_open(self) -> None:
+        """ConfigError when clients have to log in. That nothing answers is found, and told, later."""
+        connection = http.client.HTTPConnection(urlsplit(self.endpoint).netloc, timeout=5)
+        try:
+            connection.request("GET", "/v2/")
+            is_closed = connection.getresponse().status == http.client.UNAUTHORIZED
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
+        if is_closed:
+            raise ConfigError([f"{self.endpoint}: drills do not log in, wanted a cluster without --auth"])
+
     @property
     def state(self) -> dict[str, Any]:
         return operate.read_state(self.directory)

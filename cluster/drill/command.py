@@ -120,7 +120,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         enter()
     nodes = arguments.nodes
     if arguments.target is not None:
-        nodes = len(Cluster(arguments.target).nodes)
+        target = Cluster(arguments.target)
+        target.see_open()
+        nodes = len(target.nodes)
     plan = Plan(
         faults=faults,
         nodes=nodes,
@@ -137,7 +139,12 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     for row in matrix.missing:
         say(f"NOT RUN: {row.fault.name}: {'; '.join(row.missing)}")
     if not matrix.holds:
-        say("promises were BROKEN: " + ", ".join(row.fault.name for row in matrix.rows if row.state == "broken"))
+        # A drill that could not be judged is no proof of either.
+        failed = [row for row in matrix.rows if row.state == "broken"]
+        if broken := [row.fault.name for row in failed if not row.problem]:
+            say(f"promises were BROKEN: {', '.join(broken)}")
+        if unknown := [row.fault.name for row in failed if row.problem]:
+            say(f"could not be judged: {', '.join(unknown)}")
         return BROKEN
     if matrix.missing and not arguments.allow_missing:
         return MISSING

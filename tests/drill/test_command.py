@@ -18,6 +18,7 @@ from cluster.drill.meter import Kind
 from cluster.drill.run import fits_target
 from tests.failover.cluster import Cluster
 from tests.support.tools import PROJECT, TOOLS, note, require, require_root
+from tests.unit.test_operate import answering, write
 
 QUICK = 300.0
 """Seconds that the whole matrix may take on a machine that has nothing else to do."""
@@ -48,6 +49,17 @@ def test_every_fault_is_listed_with_what_it_needs() -> None:
     for fault in FAULTS:
         assert f"{fault.name} " in done.stdout and fault.text in done.stdout
     assert done.stdout.count("needs: ") == len(FAULTS)
+
+
+def test_a_cluster_with_accounts_is_refused_before_anything_is_broken(tmp_path: Path) -> None:
+    with answering(401, b"") as url:
+        directory = write(tmp_path, url, None)
+        state = json.loads((tmp_path / "cluster.json").read_text())
+        (tmp_path / "cluster.json").write_text(json.dumps({**state, "endpoint": url}))
+        done = drill("run", "node-kill", "--quick", "--target", directory, "--report", str(tmp_path / "report"))
+    assert done.returncode == 1
+    assert done.stderr == f"registry-cluster: {url}: drills do not log in, wanted a cluster without --auth\n"
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,21 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("a b", 'b/data", wanted a path of letters, digits, ".", "_", "-" and "/"'),
+        ("file", "file/data: cannot be used: Not a directory"),
+    ],
+)
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path, place: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    done = run(Cluster(tmp_path / place), "up", "--tls", "--port", str(free_port()))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("registry-cluster: --data") and said in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--nodes", "0"], "found '0', wanted a number of nodes from 1 to 100"),

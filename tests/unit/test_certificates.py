@@ -251,3 +251,27 @@ def test_the_shell_commands_that_are_printed_do_what_they_say(made: Path, tmp_pa
 )
 def test_clients_name_their_directories_after_references(host: str, port: int, wanted: str) -> None:
     assert reference_host(host, port) == wanted
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_directory_that_cannot_be_made_is_named(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["certs", str(tmp_path / place), "--name", "registry.example"]) == 1
+    assert f"{tmp_path}/{place}: cannot be made: " in capsys.readouterr().err
+
+
+def test_renew_alone_is_not_taken_for_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["certs", "renew", "--name", "registry.example"]) == 1
+    assert "certs renew: wanted the directory too" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_that_are_shown_can_be_typed() -> None:
+    lines = "\n".join(instructions("/etc/my certs", ["registry.example"], 443))
+    assert "`registry-cluster certs renew '/etc/my certs'`" in lines
+    assert "install -D -m 644 '/etc/my certs/ca.crt' /etc/docker/certs.d/registry.example/ca.crt" in lines

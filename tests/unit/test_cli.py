@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,3 +31,28 @@ def test_the_program_is_named_by_the_path_that_it_was_started_by(
 def test_a_directory_is_named_where_commands_would_look_elsewhere(tmp_path: Path) -> None:
     assert data_option(os.path.abspath("data")) == data_option("data") == ""
     assert data_option(str(tmp_path / "a b")) == f" --data '{tmp_path}/a b'"
+
+
+def start(*words: str, stdout: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cluster", *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("words", [["drill", "list"], ["htpasswd", "-bn", "-C", "4", "anna", "secret"]])
+def test_a_reader_who_leaves_is_no_accident(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    started = start(*words, stdout=writer)
+    os.close(writer)
+    assert started.communicate(timeout=30)[1] == b""
+    assert started.returncode == 1
+
+
+def test_ctrl_c_is_no_accident(tmp_path: Path) -> None:
+    fifo = tmp_path / "config.yml"
+    os.mkfifo(fifo)
+    started = start("config", "check", str(fifo), stdout=subprocess.DEVNULL)
+    with fifo.open("wb"):  # open as soon as the command reads it
+        started.send_signal(signal.SIGINT)
+        assert started.communicate(timeout=30)[1] == b""
+    assert started.returncode == 130

@@ -298,6 +298,12 @@ WRONG = [
     ("- 1", "config.yml: found a list, wanted a section with version, storage, http ..."),
     ("", "config.yml: found nothing, wanted a section with version, storage, http ..."),
     ("a: b: c", "config.yml, line 1: not YAML: mapping values are not allowed here"),
+    ("a: [1", "config.yml, line 1: not YAML: expected ',' or ']', but got '<stream end>'"),
+    (
+        "a:\n\tb: 1",
+        "config.yml, line 2: not YAML: found character '\\t' that cannot start any token; indent with spaces",
+    ),
+    ("a: *secret", "config.yml, line 1: not YAML: found undefined alias <hidden>; quote it if it is text"),
     ("a: 1\n---\nb: 2", "config.yml, line 2: not YAML: but found another document"),
     ("[" * 100_000, "config.yml: nested too deeply"),
     ("a: &a [*a]\nlog: {fields: {a: *a}}", "config.yml: nested too deeply"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -98,6 +100,25 @@ def test_nodes_that_do_not_run_are_not_restarted(tmp_path: Path, gone: int) -> N
         operate.restart_rolling(write(tmp_path, "http://127.0.0.1:1", gone, None))
     with pytest.raises(ConfigError, match="node-2 is not running; `up` starts it again by itself"):
         operate.restart_rolling(write(tmp_path, "http://127.0.0.1:1", os.getpid(), None))
+
+
+def test_a_node_that_is_drained_when_somebody_stops_a_restart_is_named(tmp_path: Path) -> None:
+    """Nothing would send clients to it again by itself."""
+    directory = write(tmp_path, "http://127.0.0.1:1", os.getpid())
+    state = json.loads((tmp_path / "cluster.json").read_text())
+    state["balancer"] = {"kind": "haproxy", "pid": os.getpid(), "socket": str(tmp_path / "haproxy.sock")}
+    (tmp_path / "cluster.json").write_text(json.dumps(state))
+    with socket.socket(socket.AF_UNIX) as haproxy:
+        haproxy.bind(str(tmp_path / "haproxy.sock"))
+        haproxy.listen()
+        command = [sys.executable, "-m", "cluster", "restart", "--rolling", "--data", directory]
+        started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        with haproxy.accept()[0]:  # it drains
+            started.send_signal(signal.SIGINT)
+            said = started.communicate(timeout=30)[1]
+    assert started.returncode == 1
+    assert "node-1 is still drained" in said
+    assert f"`registry-cluster drain node-1 --undo --data {directory}`" in said
 
 
 def test_where_there_is_no_cluster_the_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
