@@ -21,6 +21,7 @@ import ssl
 import sys
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from cluster.blueprint import Blueprint
@@ -89,6 +90,8 @@ class LocalCluster:
         finally:
             await self._supervisor.stop()
             self._write_state()
+            with suppress(FileNotFoundError):  # HAProxy leaves it
+                os.unlink(self._socket)
             if self._password is not None:
                 say(f"the account {USER} is there already, with the password {self._password}")
 

@@ -24,10 +24,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from cluster.serve import serve  # noqa: PLC0415 - the other commands start faster without the server
 
     loaded = config.load(_find(arguments), os.environ)
-    for warning in loaded.warnings:
-        print(f"registry-cluster: warning: {warning}", file=sys.stderr)
+    _warn(loaded)
     serve(loaded.config)
     return 0
+
+
+def _warn(loaded: config.Loaded) -> None:
+    for warning in loaded.warnings:
+        print(f"registry-cluster: warning: {warning}", file=sys.stderr)
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -35,9 +39,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     problems = config.check(path, os.environ)
     for problem in problems:
         print(problem)
-    if not problems:
-        print(f"{path}: no problems")
-    return 1 if problems else 0
+    if problems:
+        return 1
+    _warn(config.load(path, os.environ))
+    print(f"{path}: no problems")
+    return 0
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -93,8 +99,14 @@ def run_secret(arguments: argparse.Namespace) -> int:
         "promote": secretfile.promote,
         "drop": secretfile.drop,
     }
-    if steps[arguments.step](arguments.file) is False:
-        print(f"{arguments.file}: is there, and is left as it is")
+    done = {
+        "init": "a secret was drawn",
+        "add": "the next secret was drawn: restart the nodes, one after the other, so that all accept it",
+        "promote": "the next secret signs: restart the nodes, one after the other",
+        "drop": "the past secret is forgotten: restart the nodes, one after the other",
+    }
+    is_done = steps[arguments.step](arguments.file) is not False
+    print(f"{arguments.file}: {done[arguments.step] if is_done else 'is there, and is left as it is'}")
     return 0
 
 

@@ -220,11 +220,12 @@ def test_ctrl_c_stops_everything_and_the_next_start_has_everything(tmp_path: Pat
             digest = client.push(NAME, b"kept over a restart")
             upload = client.begin(NAME)
             client.patch(upload, b"the first half, ").expect(202)
-        groups = cluster.pids()
+        groups, socket_ = cluster.pids(), cluster.state()["balancer"]["socket"]
         cluster.send(signal.SIGINT)
         assert cluster.wait(within=60) == 0
         eventually(lambda: not any(map(members, groups)), 5, "nothing outlives what has started it")
         assert cluster.pids() == []
+        assert not os.path.exists(socket_)
         done = run(cluster, "status")
         assert (done.returncode, done.stdout.count("stopped")) == (1, 5)
         for verb in (["restart", "--rolling"], ["drain", "node-1"]):

@@ -93,6 +93,12 @@ def test_a_right_file_is_said_to_be_right(config: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{config}: no problems\n", "")
 
 
+def test_a_check_warns_of_what_a_node_would_warn_of(config: Path) -> None:
+    done = run("config", "check", str(config), REGISTRY_HTTP_ADR=":1")
+    assert (done.returncode, done.stdout) == (0, f"{config}: no problems\n")
+    assert "warning: Ignoring unrecognized environment variable REGISTRY_HTTP_ADR" in done.stderr
+
+
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     wrong = {"http": {"adr": ":5000", "draintimeout": "soon"}, "log": {"level": "loud"}}
     done = run("config", "check", str(write(tmp_path, wrong)))
