@@ -62,7 +62,7 @@ for _tag, _constructor in (
     ("bool", _plain(_Loader.construct_yaml_bool)),
     ("int", _plain(_Loader.construct_yaml_int)),
     ("float", _plain(_Loader.construct_yaml_float)),
-    ("timestamp", _Loader.construct_yaml_str),
+    *((name, _Loader.construct_yaml_str) for name in ("timestamp", "value", "merge")),
     *((name, _Loader.construct_undefined) for name in ("binary", "set", "omap", "pairs")),
 ):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)

@@ -131,22 +131,24 @@ def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
 
 
 def parse_stored(content: bytes) -> Manifest:
-    """What a manifest on storage says of itself and of its subject; of its blobs and children nothing.
+    """What a manifest on storage says of itself, its subject and its children; of its blobs nothing.
 
     Distribution took it, perhaps, which asks for less than `parse_manifest`: a key may be there twice (the last one
     counts) and in any case, descriptors may be incomplete. ManifestInvalid when it is none that can be served.
     """
-    media_type = stored_media_type(content)
-    fields = _by_lower_case(json.loads(content))
+    fields = _load_stored(content)
+    media_type = _stored_media_type(fields)
     subject = None
     if media_type not in (DOCKER_MANIFEST, DOCKER_LIST):
-        subject = _subject(fields.get("subject"))
+        subject = _stored_descriptor(fields.get("subject"))
+    children = fields.get("manifests") if media_type in INDEXES else None
     config = _by_lower_case(fields.get("config")) if media_type in IMAGES else {}
     annotations = fields.get("annotations")
     if isinstance(annotations, dict):
         annotations = {key: text for key, text in annotations.items() if isinstance(text, str)}
     return Manifest(
         media_type,
+        children=tuple(filter(None, map(_stored_descriptor, children if isinstance(children, list) else ()))),
         subject=subject,
         artifact_type=_string(fields.get("artifacttype")),
         annotations=annotations if isinstance(annotations, dict) else None,
@@ -163,14 +165,16 @@ def _string(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _subject(value: Any) -> Descriptor | None:
-    """A subject, as long as there is a digest to find it by."""
+def _stored_descriptor(value: Any) -> Descriptor | None:
+    """A subject or a child, as long as there is a digest to find it by."""
     fields = _by_lower_case(value)
+    platform = _by_lower_case(fields.get("platform"))
     try:
         digest = Digest.parse(_string(fields.get("digest")) or "")
     except DigestInvalid:
         return None
-    return Descriptor(_string(fields.get("mediatype")) or "", digest, 0)
+    machine = Platform(_string(platform.get("architecture")) or "", _string(platform.get("os")) or "")
+    return Descriptor(_string(fields.get("mediatype")) or "", digest, 0, platform=machine)
 
 
 def stored_media_type(content: bytes) -> str:
@@ -178,13 +182,23 @@ def stored_media_type(content: bytes) -> str:
 
     ManifestInvalid when they are nothing that can be named.
     """
+    return _stored_media_type(_load_stored(content))
+
+
+def _load_stored(content: bytes) -> dict[str, Any]:
+    """The fields of a manifest as Go reads them, by lower-case names: bytes that are no UTF-8 and numbers of any
+    length are taken, and the case of a name does not matter."""
     try:
-        fields = _object(json.loads(content), "manifest")
+        value = json.loads(content.decode("utf-8", "replace"), parse_int=float)
     except (ValueError, RecursionError):
         raise ManifestInvalid("not JSON") from None
-    media_type = _text(fields, "mediaType", "manifest")
+    return _by_lower_case(_object(value, "manifest"))
+
+
+def _stored_media_type(fields: Mapping[str, Any]) -> str:
+    media_type = _text(fields, "mediatype", "manifest")
     if not media_type and {"config", "manifests"} & set(fields):
-        return OCI_INDEX if "manifests" in fields else OCI_MANIFEST
+        return OCI_INDEX if fields.get("manifests") is not None else OCI_MANIFEST
     if media_type not in MEDIA_TYPES:
         raise ManifestInvalid(f"the media type {media_type[:200]!r} is not known")
     return media_type

@@ -27,6 +27,7 @@ from cluster.oci.manifest import (
     Descriptor,
     Manifest,
     parse_manifest,
+    parse_stored,
     stored_media_type,
 )
 from cluster.oci.reference import Reference, RepositoryName, Tag
@@ -158,7 +159,7 @@ class ManifestStore:
             stored = await self._get(name, pointer)
             if stored is None or stored.media_type != DOCKER_LIST:
                 return stored
-            for child in parse_manifest(stored.content or b"").children:
+            for child in parse_stored(stored.content or b"").children:
                 if child.platform and (child.platform.architecture, child.platform.os) == platform:
                     return await self._get(name, Pointer(child.digest, child.digest))
             raise ManifestUnknown(f"the list {stored.digest} has no manifest for {'/'.join(platform)}")

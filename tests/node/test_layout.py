@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST
 from tests.node.nodes import brief
 from tests.support.images import CONFIG, INDEX, LAYER, MANIFEST, Descriptor, sha256
 from tests.support.process import Distribution2, Distribution3, Node, Registry
@@ -151,6 +152,34 @@ def test_a_directory_of_distribution_is_served_as_it_is(theirs: Registry, tmp_pa
         before = tree(theirs.root)
         client.check(node.url)
         assert tree(theirs.root) == before, "reading changed something"
+
+
+def test_a_manifest_that_distribution_took_is_served_however_it_was_written(
+    theirs: Registry, ours: Registry
+) -> None:
+    """It reads JSON as Go does: names in any case, twice, bytes that are no UTF-8, numbers of any length."""
+    client = Client(theirs.url)
+    child = client.image("team/app", "", "a child", mediaType=DOCKER_MANIFEST)
+    image = next(iter(client.manifests["team/app"].values())).replace(DOCKER_MANIFEST.encode(), MANIFEST.encode())
+    entry = {"digest": child["digest"], "platform": {"os": "linux", "architecture": "amd64"}}
+    versions = b'"schemaVersion": 2, "schemaVersion": 2, '
+    listed = b"{%s" % versions + json.dumps({"mediaType": DOCKER_LIST, "manifests": [entry]}).encode()[1:]
+    manifests = {
+        "bytes": (image.replace(b'"schemaVersion"', b'"x": "caf\xe9", "schemaVersion"', 1), MANIFEST),
+        "number": (image.replace(b'"schemaVersion"', b'"x": ' + b"9" * 5000 + b', "schemaVersion"', 1), MANIFEST),
+        "case": (image.replace(b'"mediaType"', b'"MediaType"', 1).replace(b'"config"', b'"Config"'), MANIFEST),
+        "list": (listed, DOCKER_LIST),
+    }
+    for tag, (content, media_type) in manifests.items():
+        url = f"/v2/team/app/manifests/{tag}"
+        client.ask("PUT", url, 201, content=content, headers={"Content-Type": media_type})
+        for registry in (theirs, ours):
+            answer = Client(registry.url).ask("GET", url, 200, headers={"Accept": f"{MANIFEST}, {DOCKER_LIST}"})
+            assert (answer.content, answer.headers["Content-Type"]) == (content, media_type)
+    for registry in (theirs, ours):
+        accept = {"Accept": DOCKER_MANIFEST}
+        answer = Client(registry.url).ask("GET", "/v2/team/app/manifests/list", 200, headers=accept)
+        assert answer.headers["Docker-Content-Digest"] == child["digest"]
 
 
 def test_referrers_that_were_pushed_to_distribution_are_listed_early_and_late(

@@ -60,6 +60,8 @@ def problems(variables: dict[str, str], text: str = BASE) -> list[str]:
         ("HTTP_SECRET", "true", "http.secret", "true"),
         ("HTTP_SECRET", "'a: b'", "http.secret", "a: b"),
         ("HTTP_SECRET", "2001-02-03", "http.secret", "2001-02-03"),
+        ("HTTP_SECRET", "=", "http.secret", "="),
+        ("HTTP_SECRET", "<<", "http.secret", "<<"),
         ("HTTP_DRAINTIMEOUT", "5s", "http.draintimeout", 5.0),
         ("HTTP_DEBUG_PROMETHEUS_ENABLED", "true", "http.debug.prometheus.enabled", True),
         ("HTTP_HEADERS", "{X-All: [a, b]}", "http.headers", {"X-All": ["a", "b"]}),

@@ -22,6 +22,7 @@ from cluster.oci.manifest import (
     Manifest,
     Platform,
     parse_manifest,
+    parse_stored,
     stored_media_type,
     strip_parameters,
 )
@@ -421,14 +422,44 @@ def test_an_artifact_type_must_be_a_text(value: object) -> None:
         ({"mediaType": DOCKER_MANIFEST}, DOCKER_MANIFEST),
         ({"config": None}, OCI_MANIFEST),
         ({"manifests": 5}, OCI_INDEX),
+        ({"MediaType": DOCKER_LIST}, DOCKER_LIST),
+        ({"Config": {}, "manifests": None}, OCI_MANIFEST),
+        ({"Manifests": []}, OCI_INDEX),
     ],
 )
 def test_what_is_on_storage_is_named_without_being_judged(value: Json, media_type: str) -> None:
     assert stored_media_type(json.dumps(value).encode()) == media_type
 
 
+@pytest.mark.parametrize("inside", [b'"caf\xe9"', b"9" * 5000, b"1e999", b'"\\ud800"'])
+def test_what_go_reads_in_a_manifest_on_storage_is_read(inside: bytes) -> None:
+    """Distribution takes bytes that are no UTF-8, and numbers of any length, where it does not look at them."""
+    content = json.dumps(image(x="X")).encode().replace(b'"X"', inside)
+    assert stored_media_type(content) == parse_stored(content).media_type == OCI_MANIFEST
+
+
+def test_the_children_of_an_index_on_storage_are_those_that_have_a_digest() -> None:
+    platform = {"Architecture": "amd64", "os": "linux"}
+    entries = [{"digest": str(DIGESTS[0]), "platform": platform}, {"Digest": str(DIGESTS[1])}, {"digest": "x"}, 5]
+    children = parse_stored(json.dumps(index(mediaType=DOCKER_LIST, manifests=entries)).encode()).children
+    assert [child.digest for child in children] == DIGESTS[:2]
+    assert [child.platform for child in children] == [Platform("amd64", "linux"), Platform("", "")]
+    assert parse_stored(json.dumps(index(manifests=5)).encode()).children == ()
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'{"mediaType": 5}', b'{"mediaType": "x"}', b"\xff", b"[" * 100_000]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"mediaType": 5}',
+        b'{"mediaType": "x"}',
+        b"\xff",
+        b"[" * 100_000,
+        b"\xef\xbb\xbf{}",
+    ],
 )
 def test_what_is_on_storage_and_cannot_be_named_is_no_manifest(content: bytes) -> None:
     with pytest.raises(ManifestInvalid):
