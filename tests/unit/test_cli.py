@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,26 +35,34 @@ def test_a_directory_is_named_where_commands_would_look_elsewhere(tmp_path: Path
     assert data_option(str(tmp_path / "a b")) == f" --data '{tmp_path}/a b'"
 
 
-def start(*words: str, stdout: int) -> subprocess.Popen[bytes]:
+@contextmanager
+def started(*words: str, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "cluster", *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=stdout, stderr=pipe) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("words", [["drill", "list"], ["htpasswd", "-bn", "-C", "4", "anna", "secret"]])
 def test_a_reader_who_leaves_is_no_accident(words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    started = start(*words, stdout=writer)
-    os.close(writer)
-    assert started.communicate(timeout=30)[1] == b""
-    assert started.returncode == 1
+    with started(*words, stdout=writer) as command:
+        os.close(writer)
+        assert command.communicate(timeout=30)[1] == b""
+    assert command.returncode == 1
 
 
 def test_ctrl_c_is_no_accident(tmp_path: Path) -> None:
     fifo = tmp_path / "config.yml"
     os.mkfifo(fifo)
-    started = start("config", "check", str(fifo), stdout=subprocess.DEVNULL)
-    with fifo.open("wb"):  # open as soon as the command reads it
-        started.send_signal(signal.SIGINT)
-        assert started.communicate(timeout=30)[1] == b""
-    assert started.returncode == 130
+    with (
+        started("config", "check", str(fifo), stdout=subprocess.DEVNULL) as command,
+        fifo.open("wb"),  # open as soon as the command reads it
+    ):
+        command.send_signal(signal.SIGINT)
+        assert command.communicate(timeout=30)[1] == b""
+    assert command.returncode == 130

@@ -113,9 +113,12 @@ def test_a_node_that_is_drained_when_somebody_stops_a_restart_is_named(tmp_path:
         haproxy.listen()
         command = [sys.executable, "-m", "cluster", "restart", "--rolling", "--data", directory]
         started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        with haproxy.accept()[0]:  # it drains
-            started.send_signal(signal.SIGINT)
-            said = started.communicate(timeout=30)[1]
+        try:
+            with haproxy.accept()[0]:  # it drains
+                started.send_signal(signal.SIGINT)
+                said = started.communicate(timeout=30)[1]
+        finally:
+            started.kill()
     assert started.returncode == 1
     assert "node-1 is still drained" in said
     assert f"`registry-cluster drain node-1 --undo --data {directory}`" in said
