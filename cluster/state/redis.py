@@ -297,6 +297,8 @@ async def _look_up(address: Address, limit: float) -> None:
     it would hold up the start and the end of this process.
     """
     host, port = address
+    if _is_number(host):
+        return
     loop = asyncio.get_running_loop()
     known: asyncio.Future[None] = loop.create_future()
 
@@ -315,8 +317,6 @@ async def _look_up(address: Address, limit: float) -> None:
         except RuntimeError:  # the loop is closed: nobody waits any more
             pass
 
-    if _is_number(host):
-        return
     threading.Thread(target=look, name="redis-name", daemon=True).start()
     try:
         async with asyncio.timeout(limit):
