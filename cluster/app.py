@@ -38,13 +38,13 @@ from cluster.logs import AccessLog
 from cluster.patterns import Pattern
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
-from cluster.registry.health import Health
+from cluster.registry.health import Check, Health
 from cluster.registry.manifests import ManifestStore, Rules
 from cluster.registry.purger import Purger, Schedule
 from cluster.registry.referrers import Referrers
 from cluster.registry.tags import TagStore
 from cluster.registry.uploads import UploadService
-from cluster.settings import Config
+from cluster.settings import Config, StorageCheck
 from cluster.state.build import build_state
 from cluster.state.shared import SharedState
 from cluster.state.store import Node
@@ -62,7 +62,10 @@ STORAGE_LIMIT = 10.0  # seconds for one small call
 _HEARTBEAT = 5.0  # seconds
 _REFRESH = 1.0  # seconds between two looks at the files of accounts and keys
 _TLS_CHUNK = 64 * 1024  # bytes of a blob: TLS keeps about four times that for a client that does not read
-_PROBE_THRESHOLD = 3  # failures in a row, where health.storagedriver says nothing
+# Where health.storagedriver is off. A node whose storage hangs is unready after 20 s at most: before a client has
+# used up three tries of STORAGE_LIMIT each.
+_PROBING = StorageCheck.model_construct(interval=5.0, threshold=3)
+_PROBE_PATIENCE = 2.0  # seconds that a probe has at least: a busy disk may take as long to sync
 _API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
 
 App = falcon.asgi.App[Request, Response]
@@ -269,8 +272,18 @@ def _shares_descriptors(config: Config) -> bool:
     return config.redis is not None and (config.cluster.mixed or config.storage.cache.blobdescriptor == "redis")
 
 
+def _probing(config: Config) -> StorageCheck:
+    wanted = config.health.storagedriver
+    return wanted if wanted.enabled else _PROBING
+
+
 def _health(config: Config, parts: Parts, identity: Identity) -> Health:
-    check = config.health.storagedriver
+    probing = _probing(config)
+    check = Check(
+        f"storagedriver_{config.storage.driver}",
+        threshold=probing.threshold,
+        patience=min(max(probing.interval, _PROBE_PATIENCE), STORAGE_LIMIT),
+    )
 
     def shared() -> str:
         if config.redis is None:
@@ -279,8 +292,7 @@ def _health(config: Config, parts: Parts, identity: Identity) -> Health:
 
     return Health(
         parts.driver,
-        driver_name=config.storage.driver,
-        threshold=check.threshold if check.enabled else _PROBE_THRESHOLD,
+        check,
         node=identity.to_dict,
         uploading=parts.tally.total,
         shared=shared,
@@ -294,8 +306,8 @@ def _purger(config: Config, parts: Parts, identity: Identity, catalog: Catalog) 
 
 
 def _background(config: Config, health: Health, purger: Purger, parts: Parts, identity: Identity) -> Background:
-    probe, purging = config.health.storagedriver, config.storage.maintenance.uploadpurging
-    tasks = [Task("storage probe", health.probe, probe.interval, 0)]
+    purging = config.storage.maintenance.uploadpurging
+    tasks = [Task("storage probe", health.probe, _probing(config).interval, 0, steady=True)]
     if purging.enabled and not config.storage.maintenance.readonly.enabled:
         tasks.append(Task("upload purge", purger.run, purging.interval, min(purging.interval, 3600)))
     if config.redis is not None:

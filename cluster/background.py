@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class Task:
     run: Callable[[], Awaitable[object]]
     interval: float  # seconds between the end of one run and the start of the next
     first: float  # seconds until the first run; a random part of it, so that not all workers run at once
+    steady: bool = False  # the interval begins with the start of a run: one that takes long delays the next less
 
 
 class Background:
@@ -45,6 +47,7 @@ class Background:
 async def _repeat(task: Task) -> None:
     await asyncio.sleep(random.uniform(0, task.first))  # noqa: S311 - to spread load, not to be unguessable
     while True:
+        started = time.monotonic()
         try:
             await task.run()
         except StorageError as error:
@@ -52,4 +55,5 @@ async def _repeat(task: Task) -> None:
         except Exception:
             # A bug in one run must not end the task for good; it is logged with its trace.
             _log.exception("%s failed, next try in %g s", task.name, task.interval)
-        await asyncio.sleep(task.interval)
+        taken = time.monotonic() - started if task.steady else 0
+        await asyncio.sleep(max(task.interval - taken, 0))

@@ -70,7 +70,7 @@ class Blueprint:
         """What the person's configuration says, and what makes it this node of this cluster."""
         node: dict[str, Any] = copy.deepcopy(dict(self.base)) or {"version": "0.1"}
         _lay_storage(node, self.root)
-        node.setdefault("health", {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}})
+        node.setdefault("health", {"storagedriver": {"enabled": True, "interval": "5s", "threshold": 3}})
         http, ours = _section(node, "http"), _section(node, "cluster")
         http.update(addr=self.nodes[name].partition("://")[2], secret=http.get("secret") or self.secret)
         node["redis"] = {"addrs": [self.redis]}

@@ -34,8 +34,6 @@ STOP = 60.0
 BASE: Mapping[str, Any] = {
     "version": "0.1",
     "storage": {"delete": {"enabled": True}},
-    # Storage that hangs is noticed sooner than by default: a drill does not wait half a minute for it.
-    "health": {"storagedriver": {"enabled": True, "interval": "2s", "threshold": 3}},
     "log": {"level": "info"},
     "cluster": {"workers": 1},
 }

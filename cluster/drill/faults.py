@@ -341,11 +341,12 @@ FAULTS = [
     ),
     Fault(
         "storage-hang",
-        "the storage of all nodes hangs",
+        "the storage of all nodes hangs for 12 s",
         hang_storage,
         Promise.RETRIED,
         Setting.APART,
         stays=True,
+        longest=12.0,
         refused=_ALL,
     ),
     Fault(

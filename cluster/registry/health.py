@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.storage.driver import Driver, StorageFull
+from cluster.storage.driver import Driver, StorageFull, StorageTimeout
 
 _FRESH = 1.0  # seconds in which storage is not asked again for a report
 
@@ -26,23 +26,30 @@ class _Look:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the probe is called, and what counts."""
+
+    name: str
+    threshold: int  # failures in a row; Distribution's 0 means at once
+    patience: float  # seconds until a question that is not answered is a failure
+
+
 class Health:
     """The outcome of the storage probe, and whether the node is on its way out."""
 
     def __init__(
         self,
         driver: Driver,
+        check: Check,
         *,
-        driver_name: str,
-        threshold: int,
         node: Callable[[], dict[str, Any]],
         uploading: Callable[[], int] = lambda: 0,
         shared: Callable[[], str] = lambda: "not configured",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._driver = driver
-        self._check = f"storagedriver_{driver_name}"
-        self._threshold = max(threshold, 1)  # failures in a row; Distribution's 0 means at once
+        self.check = check
         self._node = node
         self._uploading = uploading
         self._shared = shared
@@ -50,12 +57,22 @@ class Health:
         self._error = ""  # of the last failure that counts
         self._now = now
         self._last: _Look | None = None
+        self._told: StorageError | None = None
         self._looking: asyncio.Task[_Look] | None = None
         self.draining = False
 
     async def probe(self) -> None:
-        """Ask storage once, and count what it answers; to be called at an interval."""
-        error = (await self._look()).error
+        """Ask storage, and count what it answers; to be called at an interval.
+
+        A question that is not answered yet is a failure each time: more of them would hang as well.
+        """
+        error: StorageError | None
+        try:
+            async with asyncio.timeout(self.check.patience):
+                error = (await self._look()).error
+        except TimeoutError:
+            error = StorageTimeout(f"storage did not answer within {self.check.patience:g} s")
+            self._tell(error)
         # Full storage does not count: reads go on. All nodes have the same: were they unready, nobody could read.
         self._failures = 0 if error is None or isinstance(error, StorageFull) else self._failures + 1
         self._error = str(error) or type(error).__name__
@@ -80,7 +97,7 @@ class Health:
 
     def _tell(self, error: StorageError | None) -> None:
         """What changed, for the log: it has the paths that a report must not show."""
-        before = self._last.error if self._last is not None else None
+        before, self._told = self._told, error
         if error is not None and type(error) is not type(before):
             _log.warning("storage fails: %s: %s", type(error).__name__, error)
         elif error is None and before is not None:
@@ -88,7 +105,7 @@ class Health:
 
     def failing(self) -> dict[str, str]:
         """The checks that have failed often enough to count, with their errors."""
-        return {self._check: self._error} if self._failures >= self._threshold else {}
+        return {self.check.name: self._error} if self._failures >= max(self.check.threshold, 1) else {}
 
     def not_ready(self) -> str | None:
         """Why no work should be sent; None when it should."""
@@ -102,7 +119,7 @@ class Health:
         if look is None or self._now() - look.ended > _FRESH:
             look = await self._look()
         status = "ok" if look.error is None else "failing"
-        storage = {"check": self._check, "status": status, "seconds": round(look.seconds, 4)}
+        storage = {"check": self.check.name, "status": status, "seconds": round(look.seconds, 4)}
         if look.error is not None:
             storage["error"] = type(look.error).__name__
         return {

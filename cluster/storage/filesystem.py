@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
@@ -60,16 +61,27 @@ class Directories:
         self._settled = {self._root}
 
 
+def _sized(fd: int) -> tuple[int, int]:
+    """An open file, and how many bytes it has."""
+    try:
+        return fd, os.fstat(fd).st_size
+    except OSError:
+        os.close(fd)
+        raise
+
+
 class FileReader:
     """A file opened for reading."""
 
-    def __init__(self, fd: int, size: int, threads: Threads, *, chunk: int, try_cached: bool) -> None:
+    def __init__(
+        self, fd: int, size: int, threads: Threads, close: Callable[[], object], *, chunk: int, try_cached: bool
+    ) -> None:
         self.size = size
         self._chunk = chunk
         self._fd = fd
         self._threads = threads
         self._try_cached = try_cached
-        self._tenure = Tenure(lambda: os.close(fd))
+        self._tenure = Tenure(close)
 
     async def chunks(self, start: int, stop: int) -> AsyncIterator[bytes]:
         while start < stop:
@@ -135,14 +147,22 @@ class FilesystemDriver:
         full = self._full(path)
         if self._try_cached:
             try:
-                return self._reader(cached.open_cached(full))
+                return self._reader(*_sized(cached.open_cached(full)))
             except OSError:
                 pass
-        return self._reader(await self._threads.open(self._disk.open, self._disk.close, full))
+        return self._reader(*await self._threads.open(self._open, self._close_opened, full))
 
-    def _reader(self, fd: int) -> FileReader:
-        size = os.fstat(fd).st_size
-        return FileReader(fd, size, self._threads, chunk=self._chunk, try_cached=self._try_cached)
+    def _open(self, path: str) -> tuple[int, int]:
+        return _sized(self._disk.open(path))
+
+    def _close_opened(self, opened: tuple[int, int]) -> None:
+        self._disk.close(opened[0])
+
+    def _reader(self, fd: int, size: int) -> FileReader:
+        close: Callable[[], object] = partial(self._disk.close, fd)
+        if not self._try_cached:  # the file system may have to tell somebody else of it
+            close = partial(self._threads.leave, close)
+        return FileReader(fd, size, self._threads, close, chunk=self._chunk, try_cached=self._try_cached)
 
     async def write(self, path: str, content: bytes) -> None:
         await self._threads.run(self._write, self._full(path), content)
@@ -266,7 +286,7 @@ class FilesystemDriver:
     async def hold(self, open_lock: Callable[[str], int], path: str, timeout: float) -> AsyncIterator[None]:
         """As `lock`, on a file that is opened in a way of the caller's."""
         fd = await self._threads.open(open_lock, self._disk.close, path)
-        tenure = Tenure(lambda: self._disk.close(fd))
+        tenure = Tenure(partial(self._threads.leave, partial(self._disk.close, fd)))
         try:
             with tenure:
                 await self._acquire(fd, path, timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, ParamSpec, TypeVar
 
 from cluster.oci.digest import Digest
@@ -41,7 +42,7 @@ class Writer:
         self._observe = observe
         self._open = True
         # Locks go with the descriptor; a write that hangs keeps both.
-        self._tenure = Tenure(lambda: disk.close(fd) if self._open else None)
+        self._tenure = Tenure(self._close)
 
     async def write(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)
@@ -66,6 +67,10 @@ class Writer:
 
     def _write(self, data: bytes | memoryview) -> None:
         self._disk.write_at(self._fd, data, self._begins + self.size)
+
+    def _close(self) -> None:
+        if self._open:
+            self._threads.leave(partial(self._disk.close, self._fd))
 
 
 class _PrivateWriter(Writer):

@@ -116,8 +116,8 @@ class Threads:
             async with asyncio.timeout(self._limit):
                 return await opening.outcome
         except (TimeoutError, asyncio.CancelledError) as error:
-            if not opening.outcome.cancelled():  # it was opened in the same turn of the loop
-                self._run_unheard(opening.undo())
+            if not opening.outcome.cancelled() and (undo := opening.undo()):  # opened in the same turn of the loop
+                self.leave(undo)
             if isinstance(error, TimeoutError):
                 raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
             raise
@@ -129,6 +129,10 @@ class Threads:
     def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """As `run_long`, for a caller that has something to do meanwhile."""
         return self._begin(_Call(partial(call, *args, **kwargs), None)).outcome
+
+    def leave(self, call: Callable[[], object]) -> None:
+        """Have a call made that nobody waits for, as a close is: a server may be told of it, and be waited for."""
+        self._begin(_Call(call, None))
 
     def _begin(self, call: _Call[T]) -> _Call[T]:
         if call.tenure is not None:
@@ -154,11 +158,8 @@ class Threads:
         self._pending -= 1
         if call.tenure is not None:
             call.tenure.ended()
-        self._run_unheard(call.deliver())
-
-    def _run_unheard(self, call: Callable[[], object] | None) -> None:
-        if call is not None:
-            self._begin(_Call(call, None))
+        if undo := call.deliver():
+            self.leave(undo)
 
     def close(self) -> None:
         """Take no more calls; those that hang are left alone."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from cluster.errors import StorageError
-from cluster.registry.health import Health
+from cluster.registry.health import Check, Health
 from cluster.storage.driver import StorageFull, StorageTimeout
 from cluster.storage.memory import MemoryDriver
 
@@ -20,9 +21,12 @@ class Storage(MemoryDriver):
     failure: StorageError | None = None
     asked = 0
     turns = 0  # of the event loop, until it answers
+    hangs: asyncio.Event | None = None  # until this is set
 
     async def probe(self) -> None:
         self.asked += 1
+        if self.hangs is not None:
+            await self.hangs.wait()
         for _ in range(self.turns):
             await asyncio.sleep(0)
         if self.failure is not None:
@@ -46,8 +50,7 @@ def storage() -> Storage:
 def health(storage: Storage, threshold: int = 3, clock: Clock | None = None) -> Health:
     return Health(
         storage,
-        driver_name="inmemory",
-        threshold=threshold,
+        Check("storagedriver_inmemory", threshold, patience=60),
         node=lambda: {"name": "one"},
         uploading=lambda: 7,
         now=clock or Clock(),
@@ -77,6 +80,40 @@ async def test_failures_count_only_in_a_row_and_one_success_heals(storage: Stora
         storage.failure = None
         await node.probe()
         assert node.not_ready() is None and node.failing() == {}
+
+
+async def test_a_question_that_is_not_answered_counts_each_time_and_is_asked_once(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit of a call of storage is longer, and each call that hangs keeps a thread."""
+    storage.hangs = asyncio.Event()
+    node = health(storage)
+    patient, node.check = node.check, replace(node.check, patience=0)
+    for _ in range(3):
+        assert node.not_ready() is None
+        await node.probe()
+    assert node.failing() == {"storagedriver_inmemory": "storage did not answer within 0 s"}
+    assert storage.asked == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "storage fails: StorageTimeout: storage did not answer within 0 s"
+    ]
+    storage.hangs.set()
+    node.check = patient
+    await node.probe()
+    assert node.not_ready() is None
+
+
+async def test_storage_that_answers_before_the_threshold_takes_no_node_away(storage: Storage) -> None:
+    storage.hangs = asyncio.Event()
+    node = health(storage)
+    patient, impatient = node.check, replace(node.check, patience=0)
+    for _ in range(5):
+        storage.hangs.clear()
+        for node.check in (impatient, impatient, patient):
+            if node.check is patient:
+                storage.hangs.set()
+            await node.probe()
+        assert node.not_ready() is None
 
 
 async def test_full_storage_is_reported_and_takes_no_node_away(storage: Storage) -> None:

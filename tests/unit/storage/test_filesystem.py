@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout
 from cluster.storage.filesystem import Directories, FilesystemDriver, remove_tree
+from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
 from tests.support.disks import CALLS, ROOT, ForgetfulDisk, SteppingDisk
 from tests.support.tools import PROJECT
@@ -189,6 +192,30 @@ async def test_the_probe_writes_nothing_where_nothing_may_be_written(tmp_path: P
     assert os.listdir(tmp_path) == []
 
 
+async def test_nothing_is_closed_on_the_event_loop(tmp_path: Path, threads: Threads) -> None:
+    """A lock of NFS is given back to its server, FUSE is told of every close: either may hang."""
+    (tmp_path / "blob").write_bytes(b"content")
+    loop, closing, all_closed = asyncio.get_running_loop(), list[threading.Thread](), asyncio.Event()
+
+    def note(call: str, _: object) -> None:
+        if call == "close":
+            closing.append(threading.current_thread())
+            if len(closing) == 3:
+                loop.call_soon_threadsafe(all_closed.set)
+
+    disk = SteppingDisk(note, lambda *_: None)
+    driver = FilesystemDriver(str(tmp_path), threads, disk)
+    reader = await driver.open("blob")
+    reader.close()
+    async with driver.lock("lock", 1):
+        pass
+    writer = await SegmentUploads(str(tmp_path), driver, threads, disk).append("", 0, lambda _: None)
+    await writer.discard()
+    async with asyncio.timeout(60):
+        await all_closed.wait()
+    assert threading.current_thread() not in closing
+
+
 async def test_the_twin_has_room_for_a_probe(threads: Threads) -> None:
     disk = ForgetfulDisk()
     await FilesystemDriver(ROOT, threads, disk).probe()
@@ -200,6 +227,7 @@ async def test_the_twin_has_room_for_a_probe(threads: Threads) -> None:
 HOLDER = """
 import asyncio, sys
 from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
 
 async def main():
