@@ -136,6 +136,7 @@ class ServedCertificate:
     def __init__(self, settings: Tls) -> None:
         self._settings = settings
         self._stamp = self._look()
+        self._misfit: Stamp | None = None  # of files that could not be loaded when they were first seen
         self.context = server_context(settings)
 
     async def watch(self) -> None:
@@ -150,13 +151,18 @@ class ServedCertificate:
         if stamp == self._stamp:
             return
         # Looked at before it is loaded: a file that is replaced meanwhile is noticed the next time.
-        self._stamp = stamp
         try:
             self.context = server_context(self._settings)
         except ConfigError as error:
+            if (
+                stamp != self._misfit
+            ):  # seen in the middle of a renewal, perhaps: the rest of it is there the next time
+                self._misfit = stamp
+                return
             _log.error("the renewed certificate cannot be served, the old one still is: %s", error)
         else:
             _log.info("the renewed certificate in %s is served", self._settings.certificate)
+        self._stamp = stamp
 
     def _look(self) -> Stamp:
         """What changes when one of the files is replaced or written to."""

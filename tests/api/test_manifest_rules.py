@@ -161,9 +161,9 @@ def test_no_url_takes_a_pattern_long(make_api: MakeApi, rule: str) -> None:
     """The pattern is that of Distribution's documentation; this URL would hold Python's own matcher for hours."""
     api = make_api(validation={"manifests": {"urls": {rule: [r"^https?://([^/]+\.)*example\.com/"]}}})
     value = api.image("a", layers=urls("http://" + "a." * 100_000 + "/"))
-    started = time.monotonic()
+    started = time.process_time()  # of which others on this machine take nothing
     assert put(api, value) == (400 if rule == "allow" else 201)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_one_forbidden_url_among_many_is_enough(make_api: MakeApi) -> None:

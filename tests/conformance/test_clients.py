@@ -175,7 +175,7 @@ def test_a_copy_to_another_repository_mounts_the_layers(
 
     for layer in layers:
         about = f"/v2/{target}/", layer["digest"].partition(":")[2]
-        eventually(partial(logged, registry, "POST", "mount=", *about), 5, "the layer was mounted")
+        eventually(partial(logged, registry, "POST", "mount=", *about), 20, "the layer was mounted")
         assert not logged(registry, "PUT", *about), "the layer was uploaded all the same"
 
 
@@ -274,7 +274,7 @@ def test_an_upload_whose_connection_broke_goes_on_where_it_stopped(registry: Reg
         return int(answer.headers["Range"].removeprefix("0-")) + 1
 
     # What was still on its way through the node may be lost: it holds no more than this for one request.
-    eventually(lambda: half - 256 * KIB <= kept() <= half, 10, "the upload kept what was sent")
+    eventually(lambda: half - 256 * KIB <= kept() <= half, 20, "the upload kept what was sent")
     start = kept()
     answer = raw.patch(
         raw.get(location).headers["Location"],

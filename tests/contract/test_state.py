@@ -295,7 +295,7 @@ async def test_a_turn_is_known_to_the_others(stores: tuple[Store, Store]) -> Non
 
 async def test_a_turn_is_forgotten_when_it_is_over(stores: tuple[Store, Store]) -> None:
     await stores[0].record_turn("purger", Turn("node-1", 1700000000.5), 0.05)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await stores[1].last_turn("purger") is not None:  # noqa: ASYNC110 - nobody tells when a key expires
             await asyncio.sleep(0.01)
 
@@ -313,9 +313,9 @@ async def test_failures_of_all_nodes_are_counted_together(stores: tuple[Store, S
 
 
 async def test_failures_are_forgotten_together_some_time_after_the_first_one(stores: tuple[Store, Store]) -> None:
-    await stores[0].count_failure("this", 0.2)
+    await stores[0].count_failure("this", 1)  # seconds: a busy machine gets to the next one within them
     await stores[1].count_failure("this", 3600)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while await stores[1].failures("this"):  # noqa: ASYNC110 - nobody tells when a key expires
             await asyncio.sleep(0.01)
     await stores[0].count_failure("this", 60)

@@ -66,6 +66,19 @@ def stored(node: Node, location: str) -> int | None:
     return found[0].stat().st_size if found else None
 
 
+def holds(pid: int, part: str) -> bool:
+    """Whether a process has a file open whose path has this part."""
+    return any(part in _target(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _target(descriptor: Path) -> str:
+    """What it leads to; nothing when it was closed since it was listed."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
+
+
 def workers_memory(node: Node) -> int:
     """The bytes that the workers of a node hold for themselves."""
     found = (re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()) for pid in node.children())

@@ -49,7 +49,8 @@ def room(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def node(room: Path, tmp_path: Path) -> Iterator[Node]:
-    with brief(Node(tmp_path / "node", root=room)) as node:
+    """A node on it; it does not look at its storage by itself: that takes room while a test counts what is left."""
+    with brief(Node(tmp_path / "node", {"health": {"storagedriver": {"interval": "1h"}}}, root=room)) as node:
         yield node
 
 

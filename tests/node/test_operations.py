@@ -8,12 +8,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import cluster.drill
-from tests.node.nodes import brief, no_trouble
+from tests.node.nodes import brief, no_trouble, stored
 from tests.node.raw import Answer, Place, Wire, begin, chunk, get, head, push
 from tests.support.process import Config, Node, eventually, free_port
 from tests.support.tools import require
@@ -60,9 +61,16 @@ def test_a_healthy_node_says_so_in_three_ways(watched: Watched) -> None:
 def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(watched: Watched) -> None:
     blob = push(watched.port, "health", [b"health"])
     away = f"{watched.root}.away"
+    before = len(watched.log())
+
+    def told(what: str) -> bool:
+        """Whether both workers have said so: each looks by itself, and any may take the next request."""
+        return watched.log().count(what, before) >= 2
+
     os.rename(watched.root, away)
     try:
-        for _ in range(10):  # each of both workers has to notice
+        eventually(lambda: told("storage fails: "), 20, "both workers notice")
+        for _ in range(10):
             eventually(lambda: get(f"{watched.url}/readyz").status == 503, 20, "the node is not ready")
         assert get(f"{watched.url}/livez").status == 200
         assert get(f"{watched.url}/v2/").status == 200
@@ -77,6 +85,7 @@ def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(wa
         assert not os.path.exists(watched.root), "nothing may be written where storage is not mounted"
     finally:
         os.rename(away, watched.root)
+    eventually(lambda: told("storage works again"), 20, "both workers notice that, too")
     for _ in range(10):
         eventually(lambda: get(f"{watched.url}/readyz").status == 200, 20, "the node is ready again")
     assert get(f"{watched.url}/v2/health/blobs/{blob}").body == b"health"
@@ -101,10 +110,11 @@ def test_requests_are_counted_exactly_once_whichever_worker_took_them(watched: W
     for _ in range(100):
         assert get(f"{watched.url}/v2/count/manifests/none").status == 404
     eventually(lambda: counted("404") == 100, 20, "all requests are counted")
+    for name in ("request_duration_seconds", "response_size_bytes"):  # noted a moment after the request itself
+        metric = partial(watched.metric, f"registry_http_{name}_count", handler="manifest")
+        eventually(lambda metric=metric: metric() == 100, 20, f"{name} of all requests is noted")  # type: ignore[misc]
     for _ in range(10):  # whichever worker adds them up
         assert counted("404") == 100
-    assert watched.metric("registry_http_request_duration_seconds_count", handler="manifest") == 100
-    assert watched.metric("registry_http_response_size_bytes_count", handler="manifest") == 100
 
 
 def test_sizes_of_bodies_are_measured(watched: Watched) -> None:
@@ -163,7 +173,7 @@ def test_a_worker_takes_no_more_bodies_than_it_may(tmp_path: Path) -> None:
             assert wire.send(chunk(b"")).answer().status == 202
             accepted = second.ask("PATCH", other, "Content-Length: 6", body=b"second")
             assert accepted.status == 202
-        assert get(f"{node.url}/healthz").json()["uploads"] == 0
+        eventually(lambda: get(f"{node.url}/healthz").json()["uploads"] == 0, 20, "no upload is under way")
 
 
 def test_uploads_under_way_are_shown_for_all_workers_and_those_of_a_dead_one_are_not(tmp_path: Path) -> None:
@@ -194,8 +204,10 @@ def test_uploads_that_nobody_goes_on_with_are_purged_and_those_under_way_are_not
         brief(Node(tmp_path, {"storage": {"maintenance": {"uploadpurging": purging}}})) as node,
         Wire(node.port) as wire,
     ):
-        busy, idle = begin(node.port, "purge/busy"), begin(node.port, "purge/idle")
+        busy = begin(node.port, "purge/busy")
         wire.send(head("PATCH", busy, "Transfer-Encoding: chunked"), chunk(b"slow"))
+        eventually(lambda: stored(node, busy) is not None, 20, "the upload is under way")
+        idle = begin(node.port, "purge/idle")
         eventually(lambda: get(node.url + idle).status == 404, 20, "the idle upload is purged")
         assert get(node.url + idle).error() == "BLOB_UPLOAD_UNKNOWN"
         time.sleep(2)  # two ages and four intervals: long enough to be purged, if writing did not save it

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.nodes import brief, no_trouble, stored
+from tests.node.nodes import brief, holds, no_trouble, stored
 from tests.node.raw import Wire, begin, chunk, digest_of, get, head, position, push
 from tests.support.process import Node, eventually, listening
 
@@ -65,6 +65,7 @@ def test_an_answer_while_draining_says_that_the_connection_ends(node: Node) -> N
     with Wire(node.port) as busy, Wire(node.port) as kept:
         location = begin(node.port, "drain")
         busy.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"x"))
+        eventually(lambda: stored(node, location) is not None, 20, "the upload is under way")
         kept.send(head("GET", "/readyz"))
         assert "connection" not in kept.answer().headers
         kept.send(b"GET /readyz HTTP/1.1\r\n")
@@ -115,7 +116,7 @@ def test_a_worker_hears_of_the_stop_from_its_first_moment(node: Node) -> None:
     os.kill(min(new), signal.SIGTERM)
     eventually(lambda: not new & set(node.children()), 20, "the new worker has ended")
     eventually(lambda: len(node.children()) == 2, 20, "and was replaced")
-    assert node.stop(within=10) == 0
+    assert node.stop(within=20) == 0
 
 
 def test_a_hang_up_replaces_the_workers_and_breaks_nothing(node: Node) -> None:
@@ -162,16 +163,12 @@ def test_a_worker_that_was_killed_is_replaced_and_its_upload_adopted(node: Node)
         wire.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(data[: 2 * MIB]))
         eventually(lambda: (stored(node, location) or 0) > MIB, 20, "bytes are on storage")
         before = node.children()
-        (holder,) = [pid for pid in before if holds_segment(pid)]
+        (holder,) = [pid for pid in before if holds(pid, "/_seg/")]
         os.kill(holder, signal.SIGKILL)
         with pytest.raises((ConnectionError, EOFError)):
             wire.answer()
     eventually(lambda: len(node.children()) == 2 and holder not in node.children(), 20, "the worker is replaced")
     finish(node, location, data, position(node.port, location))
-
-
-def holds_segment(pid: int) -> bool:
-    return any("/_seg/" in str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def finish(node: Node, location: str, data: bytes, came: int) -> None:

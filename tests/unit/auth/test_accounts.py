@@ -95,7 +95,8 @@ def test_no_reader_ever_sees_half_a_file_and_no_edit_is_lost(path: Path) -> None
     with ThreadPoolExecutor(9) as pool:
         reader = pool.submit(look)
         try:
-            list(pool.map(lambda number: accounts.put(str(path), f"user{number}", "x"), range(40)))
+            # Each waits for all that come before it, and each edit for the disk.
+            list(pool.map(lambda number: accounts.put(str(path), f"user{number}", "x", patience=120), range(40)))
         finally:
             over.set()
         assert reader.result() > 0

@@ -13,16 +13,16 @@ import pytest
 from cluster.errors import StateError
 from cluster.state.redis import Servers, connect
 
-_SOON = 2.0  # seconds
+_SOON = 15.0  # seconds; whoever waits for the name server waits for twice as long
 
 
 @pytest.fixture
 def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A name server that does not answer until the test is over, ten seconds at most."""
+    """A name server that does not answer until the test is over, half a minute at most."""
     over = threading.Event()
 
     def look(*_: object, **__: object) -> None:
-        over.wait(10)
+        over.wait(30)
         raise socket.gaierror(socket.EAI_AGAIN, "no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", look)
