@@ -19,7 +19,7 @@ from tests.failover.client import Client, Ledger, Refused, Unanswered, digest_of
 from tests.failover.cluster import BACK, Cluster
 from tests.failover.conftest import CONFIG
 from tests.failover.pusher import Crowd
-from tests.support.process import eventually, free_port, listening, members
+from tests.support.process import Process, eventually, free_port, listening, members
 from tests.support.tools import PROJECT, note, require, require_root
 
 NAME = "team/up"
@@ -156,6 +156,27 @@ def test_a_rolling_restart_under_load_fails_no_request(cluster: Cluster) -> None
     assert traffic.failed == []
     assert not set(before) & {node.leader() for node in cluster.nodes}
     assert statuses(cluster) == {"UP"}  # none is left drained
+
+
+def test_a_rolling_restart_waits_until_another_node_gets_clients(cluster: Cluster) -> None:
+    """The nodes run, but HAProxy sends clients to the first one alone."""
+    balancer, others = Runtime(cluster.state()["balancer"]["socket"]), [node.name for node in cluster.nodes[1:]]
+    first, said = cluster.nodes[0].leader(), Path(cluster.directory, "restart.log")
+    with Traffic(cluster, 2) as traffic:
+        for name in others:
+            balancer.drain(name)
+        with Process(cluster.verb("restart", "--rolling"), log=str(said)) as restart:
+            try:
+                eventually(lambda: "node-1: waiting until another node gets" in restart.log(), 20, "it waits")
+                traffic.until_good(10)
+                assert cluster.nodes[0].pid == first
+            finally:
+                for name in others:
+                    balancer.ready(name)
+            assert restart.wait(within=120) == 0, restart.log()
+        traffic.until_good(10)
+    assert traffic.failed == []
+    assert cluster.nodes[0].leader() != first
 
 
 def statuses(cluster: Cluster) -> set[str]:
