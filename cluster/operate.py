@@ -27,6 +27,7 @@ from cluster.tls import client_context
 
 _QUIET = 1.0  # seconds that sessions of a drained node may still have; then it is told to stop, and finishes them
 _RESTART = 60.0  # seconds for a node to stop and come back
+_OTHERS = 30.0  # seconds for HAProxy to give clients to another node: it wants two good checks of one that was away
 
 
 def read_state(directory: str) -> dict[str, Any]:
@@ -145,6 +146,8 @@ def _restart(directory: str, name: str) -> None:
     node = _node(state, name)
     _see_running(node, among=state["nodes"])
     runtime = _runtime(state) if state["balancer"]["kind"] == "haproxy" else None
+    if runtime is not None:
+        _see_another(runtime, name)
     say(f"{name}: draining")
     undo = f"registry-cluster drain {name} --undo{data_option(directory)}"
     try:
@@ -156,6 +159,25 @@ def _restart(directory: str, name: str) -> None:
             [f"stopped: {name} is still drained: when it is ready, `{undo}` sends clients to it again"]
         ) from None
     say(f"{name}: restarted")
+
+
+def _see_another(runtime: Runtime, name: str) -> None:
+    """Return when another node gets clients too, where there is one. ConfigError when that does not come.
+
+    A node that runs again is not yet one that HAProxy sends clients to, and somebody may have drained it.
+    """
+
+    def is_there() -> bool:
+        others = [server.status for server in runtime.servers() if server.name != name]
+        return not others or "UP" in others
+
+    if is_there():
+        return
+    say(f"{name}: waiting until another node gets clients")
+    if not _wait(is_there, _OTHERS):
+        raise ConfigError(
+            [f"{name} is the only node that gets clients: `registry-cluster status` says what the others do"]
+        )
 
 
 def _replace(directory: str, node: dict[str, Any], runtime: Runtime | None, undo: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import cli
-from cluster.haproxy import Runtime, render
+from cluster.haproxy import BalancerError, Runtime, render
 from cluster.settings import Cluster, Haproxy
 from tests.support.process import Process, eventually, free_port
 from tests.support.tools import require
@@ -54,13 +54,21 @@ def socket(port: int) -> Iterator[str]:
         file = Path(directory, "haproxy.cfg")
         file.write_text(render(settings, nodes), encoding="utf-8")
         command = [require("haproxy"), "-db", "-f", str(file)]
-        with Process(command, log=f"{directory}/log", ready=Path(path).exists):
+        with Process(command, log=f"{directory}/log", ready=lambda: answers(path)):
             eventually(lambda: states(path) == {"node-1": "UP", "node-2": "UP"}, 30, "both nodes are up")
             yield path
 
 
 def states(socket: str) -> dict[str, str]:
     return {server.name: server.status.split()[0] for server in Runtime(socket).servers()}
+
+
+def answers(socket: str) -> bool:
+    """HAProxy gives its socket the name before it listens there."""
+    try:
+        return bool(states(socket))
+    except BalancerError:
+        return False
 
 
 def test_the_nodes_are_listed_with_address_and_state(

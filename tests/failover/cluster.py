@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tests.support.process import Process, eventually, free_port, members
+from tests.support.process import Process, eventually, free_port, members, stop_group
 
 BLOBS = "registry/docker/registry/v2/blobs"
 REPOSITORIES = "registry/docker/registry/v2/repositories"
@@ -44,8 +44,8 @@ def is_ready(url: str, ca: str | None = None) -> bool:
 
 @contextmanager
 def _paused(group: int) -> Iterator[None]:
-    os.killpg(group, signal.SIGSTOP)
     try:
+        stop_group(group)
         yield
     finally:
         try:

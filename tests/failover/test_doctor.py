@@ -318,7 +318,8 @@ def test_the_doctor_tells_nodes_with_another_redis_and_with_none(
             another.resume()
         assert "redis: not reached: " in said and "another Redis" not in said
     assert "it uses a Redis, this node none" in doctor(None)
-    assert "Redis" not in doctor(first.config["redis"])
+    # It may do without for a moment: on a busy machine Redis may take more than the 50 ms that it has.
+    eventually(lambda: "Redis" not in doctor(first.config["redis"]), 40, "nothing is said of the same Redis")
 
 
 def test_a_node_starts_while_redis_hangs(redis: RedisServer, tmp_path: Path) -> None:

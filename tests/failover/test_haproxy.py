@@ -349,7 +349,7 @@ def test_a_node_is_drained_stopped_and_started_again_without_a_failed_request(cl
     name = download.node
     node = cluster.nodes[name]
     with Load(balancer.port, clients=8) as load:
-        assert name in {served for _, _, served in load.good}
+        eventually(lambda: name in {served for _, _, served in load.good}, LATE, "it has clients")
         balancer.runtime.drain(name)
         node.send(signal.SIGTERM)
         download.read_for(CHECKS)  # by now a health check would have cut it

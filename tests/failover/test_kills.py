@@ -168,11 +168,12 @@ def loaded(cluster: Cluster, ledger: Ledger, directory: Path, killer: Killer, ki
     load, stock = Load(cluster, ledger, seed=kills), stock_clients(directory, cluster)
     try:
         with Crowd(PUSHERS + PULLERS, load.step), Crowd(len(stock), lambda n, count: stock[n].step(n, count)):
-            eventually(lambda: len(ledger.manifests) >= 3, 30, "the first images are pushed")
+            eventually(lambda: len(ledger.manifests) >= 3, 60, "the first images are pushed")
             killer.run(kills)
             cluster.wait_until_whole()
             before = len(ledger.manifests)
-            eventually(lambda: len(ledger.manifests) >= before + 3, 30, "pushing goes on")
+            eventually(lambda: len(ledger.manifests) >= before + 3, 60, "pushing goes on")
+            eventually(lambda: all(client.images or client.failures for client in stock), 120, "an image of each")
     finally:
         load.close()
     return stock

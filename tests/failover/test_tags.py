@@ -40,11 +40,11 @@ def config_blob(client: Client) -> None:
 class Writers:
     """Clients that put, swap, delete and read a few tags on every node in turn, and write down what they saw."""
 
-    def __init__(self, cluster: Cluster, tags: list[str], history: History, seed: int) -> None:
+    def __init__(self, cluster: Cluster, tags: list[str], history: History, seed: int, timeout: float) -> None:
         self.answers: Counter[int] = Counter()
         self._tags = tags
         self._history = history
-        self._clients = [Client(cluster.urls, timeout=3, start=n) for n in range(CLIENTS)]
+        self._clients = [Client(cluster.urls, timeout=timeout, start=n) for n in range(CLIENTS)]
         self._chances = [random.Random(seed * CLIENTS + n) for n in range(CLIENTS)]
 
     def step(self, number: int, count: int) -> None:
@@ -72,10 +72,13 @@ class Writers:
 
 
 @contextmanager
-def writing(cluster: Cluster, tags: list[str], seed: int = 0) -> Iterator[Writers]:
-    """Concurrent writers and readers; at the end every tag is read on every node, and the history is judged."""
+def writing(cluster: Cluster, tags: list[str], seed: int = 0, timeout: float = 3) -> Iterator[Writers]:
+    """Concurrent writers and readers; at the end every tag is read on every node, and the history is judged.
+
+    `timeout`: seconds that they wait for a node, which may be stopped.
+    """
     history = History()
-    writers = Writers(cluster, tags, history, seed)
+    writers = Writers(cluster, tags, history, seed, timeout)
     try:
         with Crowd(CLIENTS, writers.step):
             yield writers
@@ -126,8 +129,9 @@ LONG = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9)]
 
 
 def test_without_trouble_every_tag_is_one_register(cluster: Cluster) -> None:
-    with writing(cluster, ["calm-a", "calm-b"]) as writers:
-        eventually(lambda: sum(writers.answers.values()) > 150, 30, "150 writes were answered")
+    with writing(cluster, ["calm-a", "calm-b"], timeout=60) as writers:
+        eventually(lambda: sum(writers.answers.values()) > 150, 60, "150 writes were answered")
+        eventually(lambda: writers.answers[412] and writers.answers[202], 60, "a write was refused, a tag deleted")
     assert {status for status, count in writers.answers.items() if count} <= {201, 202, 404, 412}
     assert writers.answers[201] and writers.answers[202] and writers.answers[412]
 
@@ -140,7 +144,7 @@ def test_every_tag_stays_one_register_while_nodes_are_lost(
     tags = [f"{trouble.__name__}-{seed}-{n}" for n in range(3)]
     with writing(cluster, tags, seed) as writers:
         at_random(cluster, seed, 5 if seed == 0 else 30, trouble)
-    assert writers.answers[201] > 20
+        eventually(lambda: writers.answers[201] > 20, 60, "20 writes were done")
 
 
 def test_one_of_many_swaps_from_one_value_wins(cluster: Cluster, ledger: Ledger) -> None:
@@ -199,7 +203,7 @@ def goes_on_beside(clients: list[Client], held: str, history: History) -> None:
         client.write_tag(NAME, f"{held}-other-{number}", manifest(f"{held} {number}"), history).expect(201)
         client.ask("GET", f"/v2/{NAME}/tags/list").expect(200)
         client.push(NAME, f"pushed beside {held} {number}".encode())
-        assert time.monotonic() - started < LOCK / 2
+        assert time.monotonic() - started < LOCK  # nothing waited for the lock
 
 
 def holds(pids: list[int], path: str) -> bool:

@@ -52,13 +52,18 @@ def free_port() -> int:
 
 
 def eventually(condition: Callable[[], T], within: float, what: str) -> T:
-    """Ask until the answer is true, and return it; fail with `what` after that many seconds."""
+    """Ask until the answer is true, and return it; fail with `what` after that many seconds.
+
+    The last look begins behind the deadline: who was kept from looking, by a machine that stood still, looks again.
+    """
     deadline = time.monotonic() + within
-    while not (answer := condition()):
-        if time.monotonic() > deadline:
+    while True:
+        is_last = time.monotonic() > deadline
+        if answer := condition():
+            return answer
+        if is_last:
             raise AssertionError(f"not within {within} s: {what}")
         time.sleep(0.02)
-    return answer
 
 
 def members(group: int) -> list[int]:
@@ -77,15 +82,36 @@ def members(group: int) -> list[int]:
 
 def _runs(pid: str) -> bool:
     """Whether any thread of a process runs: one may still hold its sockets when the first is a zombie already."""
+    return not _states(pid) <= set("ZX")
+
+
+def _states(pid: str) -> set[str]:
+    """What the threads of a process do, in the kernel's letters."""
+    found = set()
     for thread in os.listdir(f"/proc/{pid}/task"):
         try:
             with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
-                state = file.read().rpartition(")")[2].split()[0]
+                found.add(file.read().rpartition(")")[2].split()[0])
         except OSError:
             continue
-        if state not in "ZX":
-            return True
-    return False
+    return found
+
+
+def stop_group(group: int) -> None:
+    """Stop a process group where it stands, and return when all of it does.
+
+    The signal goes to one thread of each process, and that one stops the others when it gets to run: on a busy
+    machine they go on for a while, and give back what they were seen to hold.
+    """
+    os.killpg(group, signal.SIGSTOP)
+    eventually(lambda: _stands_still(group), 20, f"process group {group} stands still")
+
+
+def _stands_still(group: int) -> bool:
+    try:
+        return all(_states(str(pid)) <= set("TZX") for pid in members(group))
+    except FileNotFoundError:  # it has been reaped meanwhile
+        return False
 
 
 def listening(port: int) -> bool:
@@ -191,7 +217,7 @@ class Process:
 
     def pause(self) -> None:
         """Stop the whole group where it stands: alive, holding what it holds."""
-        self._signal_group(signal.SIGSTOP)
+        stop_group(self.pid)
 
     def resume(self) -> None:
         self._signal_group(signal.SIGCONT)
@@ -235,7 +261,7 @@ class Process:
         self._signal_group(signal.SIGKILL)
         code = self._child.wait()
         self._child = None
-        eventually(lambda: not members(group), 10, f"nothing of process group {group} is left")
+        eventually(lambda: not members(group), 30, f"nothing of process group {group} is left")
         return code
 
     def _signal_group(self, number: signal.Signals) -> None:

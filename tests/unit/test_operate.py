@@ -114,6 +114,8 @@ def test_a_node_that_is_drained_when_somebody_stops_a_restart_is_named(tmp_path:
         command = [sys.executable, "-m", "cluster", "restart", "--rolling", "--data", directory]
         started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
+            with haproxy.accept()[0] as question:  # for the other nodes: there is none
+                question.recv(1000)
             with haproxy.accept()[0]:  # it drains
                 started.send_signal(signal.SIGINT)
                 said = started.communicate(timeout=30)[1]
