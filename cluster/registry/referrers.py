@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +37,7 @@ _REPOSITORIES = 4096
 _SAVE_EVERY = 1000  # revisions, when a large repository is looked at for the first time
 _SAVE_SHARE = 50  # what was looked at since is saved when it is more than one in so many: saving costs all of them
 _TURN = 64  # revisions after which others have their turn on the event loop
+_TICK = 2.0  # seconds; no file system's clock is coarser
 _AT_ONCE = 8  # entries that are held at a time
 _HEAVY = 256 * 1024  # bytes of entries after which they are held one by one
 _log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class _Known:
     unsaved: int = 0  # of these, how many more than storage says
     kept: dict[Digest, set[str]] = field(default_factory=dict)  # by subject: entries that could not be written
     stamp: int | None = None  # of the revisions, before they were looked at for the last time
+    again: float | None = None  # when they have to be looked at again although the stamp is the same
     is_saved: bool = False  # whether storage says some of it
     writes: bool = True  # whether the look that is under way still tries to write
 
@@ -66,9 +70,10 @@ class _Known:
 class Referrers:
     """The index by subject of every repository."""
 
-    def __init__(self, driver: Driver, *, writable: bool = True) -> None:
+    def __init__(self, driver: Driver, *, writable: bool = True, now: Callable[[], float] = time.monotonic) -> None:
         self._driver = driver
         self._writable = writable
+        self._now = now
         self._links = Links(driver, layout.revision_link)
         self._known: OrderedDict[RepositoryName, _Known] = OrderedDict()
 
@@ -176,9 +181,9 @@ class Referrers:
 
     async def _catch_up(self, name: RepositoryName) -> _Known:
         """Look at revisions that nobody has looked at for a subject; what is known then."""
-        stamp = await self._stamp(name)
+        began, stamp = self._now(), await self._stamp(name)
         known = self._known.get(name)
-        if known is not None and known.stamp == stamp:
+        if known is not None and known.stamp == stamp and (known.again is None or began < known.again):
             return known
         if known is None or (known.is_saved and not await self._is_saved(name)):
             known = _Known()  # somebody removed the index: what was written of it before is no longer there
@@ -195,8 +200,10 @@ class Referrers:
             await self._save(name, known)
             if not known.unsaved and not known.kept:
                 known.seen = None  # too many to be held: they are read again when something has changed
-        # The stamp from before the look: what came during it is looked at next time.
-        known.stamp = stamp
+        # The stamp from before the look: what came during it is looked at next time. What came within the same tick
+        # of storage's clock has the same stamp, so each is looked at twice, the second time when that must be over.
+        is_over = known.stamp == stamp and known.again is not None and began >= known.again
+        known.stamp, known.again = stamp, None if is_over else began + _TICK
         self._remember(name, known)
         return known
 
