@@ -8,21 +8,18 @@ is never stopped by this. The others are those of `cluster.nodes`, and those who
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster.app import data_directory
 from cluster.errors import StateError
 from cluster.identity import Identity, identify, read_mark
+from cluster.peers import UNANSWERED, ask
 from cluster.settings import Config, Redis
 from cluster.state.build import open_store, servers
 from cluster.state.keys import NODE_TTL
@@ -33,7 +30,6 @@ from cluster.tls import client_context
 _TIMEOUT = 3.0  # seconds for a node to answer, and for Redis
 _LONGEST = 8.0  # seconds for all nodes: a name server may hang, and an answer never end
 _CLOCK = 5.0  # seconds that two clocks may differ, the way there and back left out
-_ANSWER_LIMIT = 64 * 1024  # bytes of an answer that are read
 _MOST_HEARTBEATS = 64  # that are followed
 
 
@@ -196,14 +192,7 @@ def _ask(finding: Finding, trust: ssl.SSLContext) -> Finding:
     question = f"{finding.url.rstrip('/')}/healthz"
     started = time.time()
     try:
-        if urlsplit(question).scheme not in ("http", "https"):  # a heartbeat may say anything
-            raise ValueError("its heartbeat has no URL")
-        try:
-            with urllib.request.urlopen(question, timeout=_TIMEOUT, context=trust) as answer:  # noqa: S310
-                text = answer.read(_ANSWER_LIMIT)
-        except urllib.error.HTTPError as error:  # a node whose storage fails says 503, and still who it is
-            text = error.read(_ANSWER_LIMIT)
-        report = json.loads(text)
+        report = json.loads(ask(question, trust, timeout=_TIMEOUT)[1])
         node = report["node"]
         if not _is_node(node):
             raise ValueError("the answer is not that of a registry-cluster node")
@@ -211,7 +200,7 @@ def _ask(finding: Finding, trust: ssl.SSLContext) -> Finding:
         difference = abs(float(node.get("clock", started)) - (started + ended) / 2)
         clock = max(difference - (ended - started), 0.0)
         return replace(finding, node=node, redis=str(report["redis"]["status"]), clock=clock)
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (*UNANSWERED, KeyError, TypeError, RecursionError) as error:
         # Whoever has the address now may speak another protocol: that is no node, and no reason for anything.
         return replace(finding, unreached=str(error).strip() or type(error).__name__)
 

@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,11 +70,16 @@ def write_mark(directory: str, identity: Identity) -> None:
     path = mark_path(directory, identity.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{secrets.token_hex(8)}"
-    with open(temporary, "w", encoding="ascii") as file:
-        json.dump({"name": identity.name, "mark": identity.mark, "started": identity.started}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump({"name": identity.name, "mark": identity.mark, "started": identity.started}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):  # a node that is started again and again would leave one each time
+            os.unlink(temporary)
+        raise
 
 
 def read_mark(directory: str, name: str) -> str | None:

@@ -19,13 +19,13 @@ import signal
 import socket
 import ssl
 import sys
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from cluster.blueprint import Blueprint
 from cluster.errors import ConfigError
+from cluster.peers import UNANSWERED, ask
 from cluster.places import Place
 from cluster.protect import USER, Protection
 from cluster.supervisor import Child, Supervisor, say
@@ -36,6 +36,7 @@ STATE = "cluster.json"
 DATA = "data"
 """The directory of a cluster, where no other is named."""
 _HOST = "127.0.0.1"
+_PATIENCE = 2.0  # seconds for a node to answer
 
 
 class LocalCluster:
@@ -274,10 +275,8 @@ def data_option(directory: str) -> str:
 def is_ready(url: str, trust: ssl.SSLContext) -> bool:
     """Whether a node says that it takes work."""
     try:
-        # A URL of our own making.
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2, context=trust) as answer:  # noqa: S310
-            return int(answer.status) == 200
-    except OSError:
+        return ask(f"{url}/readyz", trust, timeout=_PATIENCE)[0] == 200
+    except UNANSWERED:
         return False
 
 

@@ -12,8 +12,6 @@ import os
 import signal
 import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,11 +19,13 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.haproxy import BalancerError, Runtime
 from cluster.local import STATE, data_option, is_ready
+from cluster.peers import ask
 from cluster.settings import PeerTls
 from cluster.supervisor import say
 from cluster.tls import client_context
 
 _QUIET = 1.0  # seconds that sessions of a drained node may still have; then it is told to stop, and finishes them
+_PATIENCE = 3.0  # seconds for a node to answer
 _RESTART = 60.0  # seconds for a node to stop and come back
 _OTHERS = 30.0  # seconds for HAProxy to give clients to another node: it wants two good checks of one that was away
 
@@ -236,12 +236,7 @@ def _runtime(state: dict[str, Any]) -> Runtime:
 
 def _health(url: str, trust: ssl.SSLContext) -> Any:
     """The report of a node. OSError or HTTPException when nothing answers, ValueError when it is no report."""
-    try:
-        # A URL of cluster.json.
-        with urllib.request.urlopen(f"{url}/healthz", timeout=3, context=trust) as answer:  # noqa: S310
-            return json.load(answer)
-    except urllib.error.HTTPError as error:  # a node that is not ready says 503, and why
-        return json.load(error)
+    return json.loads(ask(f"{url}/healthz", trust, timeout=_PATIENCE)[1])  # one that is not ready says 503, and why
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

@@ -272,7 +272,7 @@ def _drawn_secret(path: str | None) -> bytes:
     if path is None:
         raise ConfigError([f"http.secret is empty, and this node keeps what it draws to itself: {wanted}"])
     try:
-        return Disk().read(path)
+        return _read_secret(path)
     except FileNotFoundError:
         raise ConfigError([f"http.secret is empty, and this node has not drawn one yet: {wanted}"]) from None
     except OSError as error:
@@ -281,17 +281,23 @@ def _drawn_secret(path: str | None) -> bytes:
 
 
 def _kept_secret(path: str) -> bytes:
-    """The secret in a file of mode 0600; drawn, durably, by whoever comes first."""
-    disk = Disk()
+    """The secret in a file of mode 0600; drawn, durably, by whoever comes first. ConfigError."""
     try:
-        return disk.read(path)
+        return _read_secret(path)
     except FileNotFoundError:
         pass
     try:
         secretfile.create(path, secretfile.draw().encode())
     except FileExistsError:
         pass
-    return disk.read(path)
+    return _read_secret(path)
+
+
+def _read_secret(path: str) -> bytes:
+    """FileNotFoundError; ConfigError for a file that somebody has emptied: anybody can sign with an empty key."""
+    if not (secret := Disk().read(path)):
+        raise ConfigError([f"http.secret is empty, and so is {path}, where this node keeps one: remove that file"])
+    return secret
 
 
 def _set_up_metrics(config: Config) -> None:

@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
         {"errors", "settings", "ports", "api"},
     ),
     "process": (
-        ["worker", "exchange", "serve", "doctor", "listener", "secretfile"],
+        ["worker", "exchange", "serve", "doctor", "peers", "listener", "secretfile"],
         {"errors", "settings", "ports", "adapters", "registry", "api", "beside", "composition"},
     ),
     "judge": (["drill.history", "drill.facts", "drill.verdict"], set()),  # knows the registry by HTTP only

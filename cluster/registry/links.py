@@ -6,19 +6,16 @@ and at nothing else (rule B3). No cache can outlive a delete, and garbage collec
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from cluster.errors import DigestInvalid
 from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName
+from cluster.registry.fairness import gather_limited
 from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound
 
-T = TypeVar("T")
 LinkPath = Callable[[RepositoryName, Digest], str]
 
 
@@ -86,28 +83,3 @@ class Links:
                 await self._driver.remove(self._path(name, digest))
             except NotFound:
                 pass
-
-
-_AT_ONCE = 16
-_AT_ONCE_SECONDS = 0.0005  # a call that took longer had to wait for storage
-
-
-async def gather_limited(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The outcomes of many small storage calls, in order.
-
-    What is in the kernel's caches is answered at once, and one by one is fastest. When a call had to wait, the rest
-    go side by side, but only some at a time: one client must not fill the pool of threads.
-    """
-    outcomes: list[T] = []
-    width, done = 1, 0
-    try:
-        while done < len(calls):
-            batch = calls[done : done + width]
-            done += len(batch)
-            started = time.perf_counter()
-            outcomes += [await batch[0]] if width == 1 else await asyncio.gather(*batch)
-            width = 1 if time.perf_counter() - started < _AT_ONCE_SECONDS else _AT_ONCE
-    finally:
-        for call in calls[done:]:
-            call.close()
-    return outcomes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from cluster.errors import (
     ManifestInvalid,
     ManifestTooLarge,
     ManifestUnknown,
+    RegistryError,
     RegistryErrors,
     Unavailable,
 )
@@ -32,6 +33,7 @@ from cluster.oci.manifest import (
 )
 from cluster.oci.reference import Reference, RepositoryName, Tag
 from cluster.registry.blobs import BlobStore
+from cluster.registry.fairness import aside
 from cluster.registry.links import Content, Links
 from cluster.registry.referrers import Referrers
 from cluster.registry.tags import Pointer, Precondition, TagStore
@@ -39,9 +41,10 @@ from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound, Reader
 
 _TYPES = 65536  # manifests whose media type a worker remembers
-_LARGE = 256 * 1024  # bytes; what is larger is hashed beside the event loop, and sent in pieces
+_LARGE = 256 * 1024  # bytes; what is larger is sent in pieces
 _ALIAS = "sha512"  # the one algorithm by which a manifest may be named besides the canonical one
 _OVERTAKEN = 10  # times that a tag may move while it is read
+_TOLD = 1000  # errors of one answer: it is held as a whole, for clients that read slowly too (promise P7)
 _PLUGIN = "application/vnd.docker.plugin.v1+json"
 
 
@@ -110,16 +113,8 @@ class ManifestStore:
         """
         if len(content) > LIMIT:
             raise ManifestTooLarge(f"{len(content)} bytes: at most {LIMIT} are taken")
-        canonical = Digest.of(content)
-        digest = canonical
-        if isinstance(reference, Digest):
-            digest = reference
-            if Digest.of(content, reference.algorithm) != reference:
-                raise DigestInvalid(
-                    f"the manifest is not {reference}, it is {Digest.of(content, reference.algorithm)}"
-                )
+        canonical, digest, manifest = await aside(len(content), _read_pushed, reference, content, content_type)
         first = [reference] if isinstance(reference, Tag) else []
-        manifest = parse_manifest(content, content_type)
         guarded = dict.fromkeys(first or tags) if precondition is not None else {}
         for tag in guarded:  # and again under the lock, where it counts
             await self._tags.check(name, tag, precondition or Precondition())
@@ -159,7 +154,8 @@ class ManifestStore:
             stored = await self._get(name, pointer)
             if stored is None or stored.media_type != DOCKER_LIST:
                 return stored
-            for child in parse_stored(stored.content or b"").children:
+            content = stored.content or b""
+            for child in (await aside(len(content), parse_stored, content)).children:
                 if child.platform and (child.platform.architecture, child.platform.os) == platform:
                     return await self._get(name, Pointer(child.digest, child.digest))
             raise ManifestUnknown(f"the list {stored.digest} has no manifest for {'/'.join(platform)}")
@@ -199,9 +195,7 @@ class ManifestStore:
             content = await self._driver.read(layout.blob(found.canonical)) if found.size <= LIMIT else b""
         except NotFound:
             return []
-        if len(content) > _LARGE:
-            return [await asyncio.to_thread(Digest.of, content, _ALIAS)]
-        return [Digest.of(content, _ALIAS)]
+        return [await aside(len(content), Digest.of, content, _ALIAS)]
 
     async def _look(self, name: RepositoryName, reference: Reference, load: Load) -> Stored:
         """What `load` makes of the manifest that a reference names. ManifestUnknown.
@@ -261,13 +255,13 @@ class ManifestStore:
             content = await self._driver.read(path)
         except NotFound:
             return None
-        media_type = known[0] if known is not None else self._media_type(canonical, content)
+        media_type = known[0] if known is not None else await self._media_type(canonical, content)
         return Stored(digest, media_type, len(content), content)
 
-    def _media_type(self, canonical: Digest, content: bytes) -> str:
+    async def _media_type(self, canonical: Digest, content: bytes) -> str:
         """What the bytes say they are; kept, because they cannot change."""
         try:
-            media_type = stored_media_type(content)
+            media_type = await aside(len(content), stored_media_type, content)
         except ManifestInvalid as error:
             raise ManifestUnknown(f"{canonical} is not a manifest that can be served: {error.detail}") from None
         self._types[canonical.encoded] = media_type, len(content)
@@ -278,13 +272,17 @@ class ManifestStore:
     async def _check(self, name: RepositoryName, manifest: Manifest) -> None:
         """Refuse a manifest that refers to what the repository lacks, or to what the policy forbids."""
         self._check_class(manifest)
-        errors = [] if self._rules.disabled else self._url_errors(manifest)
+        missing: set[Digest] = set()
         if not self._rules.sparse:
             wanted = {blob.digest for blob in manifest.blobs if blob.media_type not in NON_DISTRIBUTABLE}
             missing = await self._blobs.links.missing(name, wanted)
             if not self._rules.disabled:
                 missing |= await self._missing_children(name, manifest.children)
-            errors += [ManifestBlobUnknown(str(digest)) for digest in sorted(missing, key=str)]
+        unknown = (ManifestBlobUnknown(str(digest)) for digest in sorted(missing, key=str))
+        found = unknown if self._rules.disabled else chain(self._url_errors(manifest), unknown)
+        errors: list[RegistryError] = list(islice(found, _TOLD))
+        if next(found, None) is not None:
+            errors.append(ManifestInvalid("and more of this kind"))
         if errors:
             raise RegistryErrors(errors)
 
@@ -294,11 +292,11 @@ class ManifestStore:
             if kind not in self._rules.classes:
                 raise Denied(f"this registry takes no {kind} (policy.repository.classes)")
 
-    def _url_errors(self, manifest: Manifest) -> list[ManifestBlobUnknown | ManifestInvalid]:
-        urls = [url for blob in manifest.blobs for url in blob.urls]
-        return [
-            ManifestInvalid(f"the layer url {url[:200]!r} is not allowed") for url in urls if not self._allowed(url)
-        ]
+    def _url_errors(self, manifest: Manifest) -> Iterator[ManifestInvalid]:
+        for blob in manifest.blobs:
+            for url in blob.urls:
+                if not self._allowed(url):
+                    yield ManifestInvalid(f"the layer url {url[:200]!r} is not allowed")
 
     def _allowed(self, url: str) -> bool:
         try:
@@ -323,6 +321,20 @@ class ManifestStore:
             return self._rules.platforms == "all"
         platform = child.platform
         return platform is not None and (platform.architecture, platform.os) in self._rules.platform_list
+
+
+def _read_pushed(reference: Reference, content: bytes, content_type: str | None) -> tuple[Digest, Digest, Manifest]:
+    """The canonical digest of a manifest that is pushed, the one that its client calls it by, and what it says.
+
+    DigestInvalid where that is another manifest's, ManifestInvalid.
+    """
+    canonical = Digest.of(content)
+    digest = canonical
+    if isinstance(reference, Digest):
+        digest = Digest.of(content, reference.algorithm)
+        if digest != reference:
+            raise DigestInvalid(f"the manifest is not {reference}, it is {digest}")
+    return canonical, digest, parse_manifest(content, content_type)
 
 
 def _known(stored: Stored | None, name: RepositoryName, reference: Reference) -> Stored:

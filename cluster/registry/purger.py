@@ -10,11 +10,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from cluster.errors import StorageError
 from cluster.oci.reference import is_uuid
 from cluster.registry.catalog import Catalog
 from cluster.state.store import Turn, Turns
 from cluster.storage import layout
-from cluster.storage.driver import Driver, LockTimeout, Uploads
+from cluster.storage.driver import Driver, LockTimeout, NotFound, StorageTimeout, Uploads
 
 _log = logging.getLogger(__name__)
 _ROLE = "purger"
@@ -90,8 +91,19 @@ class Purger:
         return removed
 
     async def _purge_repository(self, uploads: str, before: float) -> int:
+        """The number of sessions removed. What cannot be looked at or removed must not keep the rest for ever."""
         removed = 0
-        for name in await self._driver.names(uploads):
-            if is_uuid(name) or name.startswith("_gone."):
+        try:
+            names = await self._driver.names(uploads)
+        except NotFound:  # the repository has just been removed
+            return 0
+        for name in names:
+            if not (is_uuid(name) or name.startswith("_gone.")):
+                continue
+            try:
                 removed += await self._uploads.purge(f"{uploads}/{name}", before, dry_run=self._schedule.dry_run)
+            except StorageTimeout:  # all others would be waited for as long
+                raise
+            except StorageError as error:
+                _log.warning("upload purge: a session stays: %s", error)
         return removed

@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,8 @@ from cluster.errors import DigestInvalid, ManifestInvalid, StorageError
 from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.manifest import LIMIT, Manifest, parse_stored
 from cluster.oci.reference import RepositoryName
-from cluster.registry.links import Links, gather_limited, read_link
+from cluster.registry.fairness import aside, gather_limited
+from cluster.registry.links import Links, read_link
 from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound
 
@@ -34,7 +37,7 @@ _REPOSITORIES = 4096
 _SAVE_EVERY = 1000  # revisions, when a large repository is looked at for the first time
 _SAVE_SHARE = 50  # what was looked at since is saved when it is more than one in so many: saving costs all of them
 _TURN = 64  # revisions after which others have their turn on the event loop
-_LARGE = 64 * 1024  # bytes of JSON, or names, that are worked on in a thread
+_TICK = 2.0  # seconds; no file system's clock is coarser
 _AT_ONCE = 8  # entries that are held at a time
 _HEAVY = 256 * 1024  # bytes of entries after which they are held one by one
 _log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class _Known:
     unsaved: int = 0  # of these, how many more than storage says
     kept: dict[Digest, set[str]] = field(default_factory=dict)  # by subject: entries that could not be written
     stamp: int | None = None  # of the revisions, before they were looked at for the last time
+    again: float | None = None  # when they have to be looked at again although the stamp is the same
     is_saved: bool = False  # whether storage says some of it
     writes: bool = True  # whether the look that is under way still tries to write
 
@@ -66,9 +70,10 @@ class _Known:
 class Referrers:
     """The index by subject of every repository."""
 
-    def __init__(self, driver: Driver, *, writable: bool = True) -> None:
+    def __init__(self, driver: Driver, *, writable: bool = True, now: Callable[[], float] = time.monotonic) -> None:
         self._driver = driver
         self._writable = writable
+        self._now = now
         self._links = Links(driver, layout.revision_link)
         self._known: OrderedDict[RepositoryName, _Known] = OrderedDict()
 
@@ -139,7 +144,7 @@ class Referrers:
         try:
             text = await self._driver.read(layout.referrer(name, subject, canonical))
             size = len(text)
-            descriptor = await _aside(size, json.loads, text)
+            descriptor = await aside(size, json.loads, text)
         except NotFound:
             descriptor = await self._describe(name, subject, canonical)
         except ValueError:
@@ -148,8 +153,7 @@ class Referrers:
             return None
         if descriptor.get("digest") != str(canonical) and not await self._is_alias(name, descriptor, canonical):
             descriptor["digest"] = str(canonical)
-        encoded: bytes = await _aside(size, _dump, descriptor)
-        return encoded
+        return await aside(size, _dump, descriptor)
 
     async def _describe(self, name: RepositoryName, subject: Digest, canonical: Digest) -> dict[str, Any] | None:
         """The descriptor of a manifest whose entry could not be written."""
@@ -177,9 +181,9 @@ class Referrers:
 
     async def _catch_up(self, name: RepositoryName) -> _Known:
         """Look at revisions that nobody has looked at for a subject; what is known then."""
-        stamp = await self._stamp(name)
+        began, stamp = self._now(), await self._stamp(name)
         known = self._known.get(name)
-        if known is not None and known.stamp == stamp:
+        if known is not None and known.stamp == stamp and (known.again is None or began < known.again):
             return known
         if known is None or (known.is_saved and not await self._is_saved(name)):
             known = _Known()  # somebody removed the index: what was written of it before is no longer there
@@ -196,8 +200,10 @@ class Referrers:
             await self._save(name, known)
             if not known.unsaved and not known.kept:
                 known.seen = None  # too many to be held: they are read again when something has changed
-        # The stamp from before the look: what came during it is looked at next time.
-        known.stamp = stamp
+        # The stamp from before the look: what came during it is looked at next time. What came within the same tick
+        # of storage's clock has the same stamp, so each is looked at twice, the second time when that must be over.
+        is_over = known.stamp == stamp and known.again is not None and began >= known.again
+        known.stamp, known.again = stamp, None if is_over else began + _TICK
         self._remember(name, known)
         return known
 
@@ -207,7 +213,7 @@ class Referrers:
             names = await self._driver.names(layout.revisions(name, CANONICAL))
         except NotFound:
             return []
-        missing = await _aside(len(names) * 64, _without, names, seen)
+        missing = await aside(len(names) * 64, _without, names, seen)
         digests = (layout.digest_of(f"{CANONICAL}-{encoded}") for encoded in missing)
         return [digest for digest in digests if digest is not None]
 
@@ -232,7 +238,7 @@ class Referrers:
             return None
         content = await self._driver.read(path)
         try:
-            return await _aside(len(content), parse_stored, content), content
+            return await aside(len(content), parse_stored, content), content
         except ManifestInvalid:
             return None  # schema 1, or worse: it has no subject
 
@@ -261,7 +267,7 @@ class Referrers:
             await self._driver.stamp(layout.revisions(name, _ALIAS))
         except NotFound:
             return canonical
-        alias: Digest = await _aside(len(content), Digest.of, content, _ALIAS)
+        alias = await aside(len(content), Digest.of, content, _ALIAS)
         held = await read_link(self._driver, layout.revision_link(name, alias))
         return alias if held == canonical else canonical
 
@@ -269,7 +275,7 @@ class Referrers:
         self, name: RepositoryName, canonical: Digest, digest: Digest, size: int, manifest: Manifest
     ) -> None:
         if manifest.subject is not None:
-            entry = await _aside(size, _dump, manifest.descriptor(digest, size).to_dict())
+            entry = await aside(size, _dump, manifest.descriptor(digest, size).to_dict())
             await self._driver.write(layout.referrer(name, manifest.subject.digest, canonical), entry)
 
     # What was looked at
@@ -294,8 +300,7 @@ class Referrers:
             text = await self._driver.read(layout.seen(name))
         except NotFound:
             return set()
-        names: set[str] = await _aside(len(text), _split, text)
-        return names
+        return await aside(len(text), _split, text)
 
     async def _save(self, name: RepositoryName, known: _Known) -> None:
         """Say on storage which revisions have been looked at, but for those whose entries are not there."""
@@ -303,7 +308,7 @@ class Referrers:
             return
         unsaved, names = known.unsaved, known.seen.difference(*known.kept.values())
         try:
-            await self._driver.write(layout.seen(name), await _aside(len(names) * 64, _join, names))
+            await self._driver.write(layout.seen(name), await aside(len(names) * 64, _join, names))
             known.unsaved -= unsaved
             known.is_saved = True
         except StorageError as error:
@@ -319,11 +324,6 @@ class Referrers:
             return await self._driver.stamp(layout.revisions(name, CANONICAL))
         except NotFound:
             return None
-
-
-async def _aside(size: int, call: Any, *args: Any) -> Any:
-    """Do it in a thread, where it is so much that others would have to wait for their turn."""
-    return await asyncio.to_thread(call, *args) if size > _LARGE else call(*args)
 
 
 def _dump(descriptor: dict[str, Any]) -> bytes:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from cluster.errors import NameUnknown, PreconditionFailed, Unavailable
 from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName, Tag
-from cluster.registry.links import gather_limited, read_link
+from cluster.registry.fairness import gather_limited
+from cluster.registry.links import read_link
 from cluster.storage import layout
 from cluster.storage.driver import Driver, LockTimeout, NotFound
 

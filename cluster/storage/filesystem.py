@@ -273,7 +273,7 @@ class FilesystemDriver:
     def _remove(self, path: str) -> None:
         try:
             self._disk.unlink(path)
-        except (IsADirectoryError, PermissionError):
+        except IsADirectoryError:
             remove_tree(self._disk, path)
         self._disk.sync_path(os.path.dirname(path))
 
@@ -383,7 +383,7 @@ def remove_tree(disk: Disk, path: str) -> None:
             child = f"{path}/{name}"
             try:
                 disk.unlink(child)
-            except (IsADirectoryError, PermissionError):
+            except IsADirectoryError:  # on Linux; POSIX's EPERM is what it says of a file that it will not remove
                 remove_tree(disk, child)
             except FileNotFoundError:
                 pass

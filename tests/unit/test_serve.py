@@ -1,4 +1,4 @@
-"""What a node finds out about its storage before it serves (cluster/serve.py)."""
+"""What a node finds out about its storage and its secret before it serves (cluster/serve.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster import config
+from cluster.app import data_directory
 from cluster.errors import ConfigError
-from cluster.serve import check_storage
+from cluster.serve import check_storage, key_ring
+from cluster.storage import layout
 
 
 def settings(root: Path) -> config.Config:
@@ -33,3 +35,19 @@ def test_storage_without_links_or_locks_is_refused(
     with pytest.raises(ConfigError, match="cannot make a hard link, or cannot lock a file"):
         check_storage(settings(tmp_path))
     assert not [name for _, _, names in os.walk(tmp_path) for name in names]
+
+
+def test_the_secret_that_a_node_draws_is_kept(tmp_path: Path) -> None:
+    (drawn,) = key_ring(settings(tmp_path), draw=True)
+    assert len(drawn) >= 32
+    for draw in (True, False):
+        assert key_ring(settings(tmp_path), draw=draw) == [drawn]
+
+
+@pytest.mark.parametrize("draw", [True, False])
+def test_a_secret_that_somebody_has_emptied_signs_nothing(tmp_path: Path, draw: bool) -> None:
+    path = Path(data_directory(settings(tmp_path)), layout.SECRET)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(ConfigError, match="and so is"):
+        key_ring(settings(tmp_path), draw=draw)

@@ -187,6 +187,15 @@ async def test_every_missing_reference_is_named(parts: Parts) -> None:
     assert {error.detail for error in refusal.value.errors} == {str(digest) for digest in missing}
 
 
+async def test_an_answer_names_no_more_than_can_be_held(parts: Parts) -> None:
+    missing = [Digest.of(b"%d" % number) for number in range(3000)]
+    with pytest.raises(RegistryErrors) as refusal:
+        await parts.manifests.put(NAME, V1, image(*missing), OCI_MANIFEST)
+    *named, last = refusal.value.errors
+    assert [error.detail for error in named] == sorted(map(str, missing))[:1000]
+    assert last.detail == "and more of this kind"
+
+
 async def test_a_blob_of_another_repository_is_missing_here(parts: Parts) -> None:
     digest = await parts.add_blob(b"there")
     with pytest.raises(RegistryErrors):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import StorageError
 from cluster.oci.digest import Digest
 from cluster.oci.reference import RepositoryName
 from cluster.oci.upload import UploadState
@@ -157,6 +158,32 @@ async def test_a_session_that_was_set_aside_goes_and_other_names_stay(disk: Disk
     assert await disk.purger().run() == 1
     assert {"not-a-uuid", "_other"} <= disk.names()
     assert not [name for name in disk.names() if name.startswith("_gone.")]
+
+
+class Stubborn(SegmentUploads):
+    """Cannot remove one of the sessions, as where its files are another user's."""
+
+    stays = ""
+
+    async def purge(self, path: str, before: float, *, dry_run: bool = False) -> bool:
+        if path == self.stays:
+            raise StorageError("Permission denied")
+        return await super().purge(path, before, dry_run=dry_run)
+
+
+async def test_a_session_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path) -> None:
+    threads = Threads(4, 10)
+    driver = FilesystemDriver(str(tmp_path), threads)
+    sessions = Stubborn(str(tmp_path), driver, threads)
+    disk = Disk(tmp_path, driver, sessions, UploadService(sessions, BlobStore(driver, Catalog(driver))))
+    names = [RepositoryName("a"), RepositoryName("b")]
+    states = [await disk.begin(b"chunk", name=name) for name in names]
+    for state in states:
+        disk.age(layout.upload(RepositoryName(state.name), state.uuid), 8)
+    sessions.stays = layout.upload(names[0], states[0].uuid)
+    assert await disk.purger().run() == 1
+    assert [disk.names(name) for name in names] == [{states[0].uuid}, set()]
+    threads.close()
 
 
 async def test_temporary_files_of_a_crash_go_when_they_are_old(disk: Disk) -> None:

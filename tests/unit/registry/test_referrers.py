@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,20 @@ async def test_a_link_that_comes_after_its_directory_is_noticed(
     write_file(tmp_path, link, str(digest).encode())
     page, _ = await referrers.page(NAME, SUBJECT, None, "", 10)
     assert [json.loads(descriptor)["digest"] for descriptor in page] == [str(digest)]
+
+
+async def test_what_comes_within_one_tick_of_storages_clock_is_noticed(tmp_path: Path, threads: Threads) -> None:
+    """Before Linux 6.13 that clock moves each few milliseconds, and two names may come with one stamp."""
+    now, tick = 0.0, time.time() + 3600  # no listing is kept of a directory that has just changed
+    referrers = Referrers(FilesystemDriver(str(tmp_path), threads), now=lambda: now)
+    pushed = []
+    for text in ("first", "of the same tick"):
+        content = referrer(text)
+        pushed.append(str(digest := Digest.of(content)))
+        write_file(tmp_path, layout.blob(digest), content)
+        write_file(tmp_path, layout.revision_link(NAME, digest), str(digest).encode())
+        os.utime(tmp_path / layout.revisions(NAME, "sha256"), (tick, tick))
+        await referrers.page(NAME, SUBJECT, None, "", 10)
+    now = 3.0
+    page, _ = await referrers.page(NAME, SUBJECT, None, "", 10)
+    assert {json.loads(descriptor)["digest"] for descriptor in page} == set(pushed)

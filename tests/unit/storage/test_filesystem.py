@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from cluster.errors import StorageError
 from cluster.storage import layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import LockTimeout
+from cluster.storage.driver import LockTimeout, NotFound
 from cluster.storage.filesystem import Directories, FilesystemDriver, remove_tree
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
@@ -99,6 +100,28 @@ def test_only_what_no_registry_removes_is_called_permanent(permanent: bool) -> N
     ]
     goes = ["blobs/sha256/ab/" + "ab" * 32, "repositories/a/_uploads/0b1c", "repositories/a/_manifests/tags/v1"]
     assert all(layout.is_permanent(path) == permanent for path in (stays if permanent else goes))
+
+
+class Stubborn(Disk):
+    """Lets nobody remove a link, as where its directory is another user's."""
+
+    def unlink(self, path: str) -> None:
+        if path.endswith("/link"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("path", [LINK, os.path.dirname(LINK)])
+async def test_what_cannot_be_removed_is_an_error_and_not_missing(
+    tmp_path: Path, threads: Threads, path: str
+) -> None:
+    """A delete that finds nothing is one that somebody else has done, and is acknowledged."""
+    driver = FilesystemDriver(str(tmp_path), threads, Stubborn())
+    await driver.write(LINK, b"digest")
+    with pytest.raises(StorageError) as refusal:
+        await driver.remove(path)
+    assert not isinstance(refusal.value, NotFound)
+    assert await driver.read(LINK) == b"digest"
 
 
 def test_a_tree_is_removed_whoever_else_removes_it(tmp_path: Path) -> None:
