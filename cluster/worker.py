@@ -168,6 +168,10 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             return None
         if receiver.buffered < _FAST:
             return None
+        try:
+            fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left in this process: the event loop goes on as it did, and needs none
+            return None
 
         def give_back(payload: bytes, rest: bytes, taken: int) -> None:
             count(taken)
@@ -178,7 +182,6 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
 
         self._pause_reading()
         begun, self._begun = self._begun, b""
-        fd = self.transport.get_extra_info("socket").fileno()
         return SocketInflow(fd, self._chunks, begun, receiver.take_all(), give_back)
 
     def _hold_early(self, data: bytes) -> None:
