@@ -153,6 +153,26 @@ def test_readers_that_stand_still_cost_little_memory_and_hold_up_nobody(node: No
     assert grown < READERS * 768 * 1024, f"{grown / READERS / 1024:.0f} KiB for each reader"
 
 
+@pytest.mark.parametrize("moment", ["before a request", "in an answer"])
+def test_clients_that_left_are_forgotten_at_once(node: Node, piece: bytes, moment: str) -> None:
+    """Health checks and port scans connect and leave all day; nothing is kept of any."""
+    digest = push(node.port, "slow", [piece] * 4)
+
+    def come_and_leave(times: int) -> None:
+        for _ in range(times):
+            with Wire(node.port, receive_buffer=4096) as wire:
+                if moment == "in an answer":
+                    wire.send(head("GET", f"/v2/slow/blobs/{digest}"))
+                    assert wire.answer_head()[0] == 200
+                wire.reset()
+        eventually(lambda: connections(node.port) == 0, 20, "all of them are gone")
+
+    come_and_leave(200)
+    before = workers_memory(node)
+    come_and_leave(1000)
+    assert workers_memory(node) - before < 4 * MIB
+
+
 @pytest.mark.parametrize("accept", ["*/*", DOCKER_MANIFEST])
 def test_readers_of_a_large_manifest_cost_little_memory_whatever_they_accept(node: Node, accept: str) -> None:
     """A client that knows no lists is looked for a child; what it is sent must not be held for that."""
