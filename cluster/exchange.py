@@ -125,9 +125,10 @@ class SocketInflow:
     def __init__(self, fd: int, chunks: Chunks, begun: bytes, waiting: list[bytes], give_back: GiveBack) -> None:
         """`waiting` are pieces that came before, `begun` is what came behind them of the next chunk's line.
 
-        `give_back` hears which payload was not taken, what follows it as it came, and how much was taken.
+        `fd` is a duplicate of the socket's, and is closed here, when no thread reads from it any more. `give_back`
+        hears which payload was not taken, what follows it as it came, and how much was taken.
         """
-        self._fd = os.dup(fd)
+        self._fd = fd
         self._chunks = chunks
         self._waiting = waiting[::-1]
         self._give_back = give_back

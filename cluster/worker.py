@@ -49,6 +49,7 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
     """One connection."""
 
     _current_request: Any
+    _task: asyncio.Task[None] | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.patience: Patience = self.worker.patience
@@ -74,9 +75,17 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
         self._head_timer.cancel()
         self._cancel_abort()
         self.worker.connections.discard(self)
+        # gunicorn gives the task of a connection a time to end, by a timer that stays when it has ended, and does
+        # not wake one that waits for a request. So all of this was held that long for every client that left.
+        task, self._task = self._task, None
         super().connection_lost(exc)
+        self._task = task
         if self._flow_control is not None:  # whoever waits for room to write need not wait any more
             self._flow_control.resume_writing()
+        self._request_ready.set()  # nor whoever waits for a request
+        if task is not None and not task.done():
+            timer = self.worker.loop.call_later(self.cfg.asgi_disconnect_grace_period, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -168,6 +177,10 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
             return None
         if receiver.buffered < _FAST:
             return None
+        try:
+            fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left in this process: the event loop goes on as it did, and needs none
+            return None
 
         def give_back(payload: bytes, rest: bytes, taken: int) -> None:
             count(taken)
@@ -178,7 +191,6 @@ class RegistryProtocol(ASGIProtocol, Greeted):  # type: ignore[misc]
 
         self._pause_reading()
         begun, self._begun = self._begun, b""
-        fd = self.transport.get_extra_info("socket").fileno()
         return SocketInflow(fd, self._chunks, begun, receiver.take_all(), give_back)
 
     def _hold_early(self, data: bytes) -> None:

@@ -29,9 +29,10 @@ class ManifestResource:
 
     async def on_get(self, req: Request, resp: Response, name: str, reference: str) -> None:
         repository, wanted = RepositoryName.parse(name), _parse_existing(reference)
+        head = req.method == "HEAD"
         if isinstance(wanted, Tag) and _knows_no_lists(req):
-            stored = await self._manifests.for_platform(repository, wanted, _PLATFORM)
-        elif req.method == "HEAD":
+            stored = await self._manifests.for_platform(repository, wanted, _PLATFORM, head=head)
+        elif head:
             stored = await self._manifests.head(repository, wanted)
         else:
             stored = await self._manifests.open(repository, wanted)

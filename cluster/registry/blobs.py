@@ -11,7 +11,7 @@ from cluster.oci.manifest import BLOB_MEDIA_TYPE, Descriptor
 from cluster.oci.reference import RepositoryName
 from cluster.registry.catalog import Catalog
 from cluster.registry.links import Content, Links
-from cluster.state.store import Descriptors
+from cluster.state.store import Announcements
 from cluster.storage import layout
 from cluster.storage.driver import Driver, NotFound, Reader
 
@@ -23,7 +23,7 @@ MayPull = Callable[[RepositoryName], bool]
 class BlobStore:
     """Which blobs a repository has, and their bytes."""
 
-    def __init__(self, driver: Driver, catalog: Catalog, descriptors: Descriptors | None = None) -> None:
+    def __init__(self, driver: Driver, catalog: Catalog, descriptors: Announcements | None = None) -> None:
         self._driver = driver
         self._catalog = catalog
         self._descriptors = descriptors  # told of what comes and goes, for Distribution nodes; never asked
@@ -59,7 +59,11 @@ class BlobStore:
         await self.links.add(name, content.digest, content.canonical)
         if self._descriptors is not None:
             descriptor = Descriptor(BLOB_MEDIA_TYPE, content.canonical, content.size)
-            await self._descriptors.remember(name, content.digest, descriptor)
+
+            async def is_there() -> bool:
+                return await self.links.find(name, content.digest) is not None
+
+            await self._descriptors.remember(name, content.digest, descriptor, is_there)
 
     async def mount(self, name: RepositoryName, digest: Digest, source: RepositoryName) -> Content | None:
         """Make a blob of `source` a blob of this repository (OCI end-11). None when source does not have it."""

@@ -144,21 +144,29 @@ class ManifestStore:
         """The same for sending: a large one comes with a reader, for clients that take long. ManifestUnknown."""
         return await self._look(name, reference, self._open)
 
-    async def for_platform(self, name: RepositoryName, tag: Tag, platform: tuple[str, str]) -> Stored:
+    async def for_platform(
+        self, name: RepositoryName, tag: Tag, platform: tuple[str, str], *, head: bool = False
+    ) -> Stored:
         """What a client that knows no lists is given for a tag: of a Docker manifest list, one manifest of it.
 
-        ManifestUnknown also where the list has none for the platform, (architecture, operating system).
+        As `open`, or as `head`. ManifestUnknown also where the list has none for the platform, (architecture,
+        operating system).
         """
+        find = self._head if head else self._open
 
         async def load(name: RepositoryName, pointer: Pointer) -> Stored | None:
-            stored = await self._get(name, pointer)
-            if stored is None or stored.media_type != DOCKER_LIST:
-                return stored
-            content = stored.content or b""
+            # Only a list is read as a whole, and let go of: whoever is sent a manifest may take his time (P7).
+            found = await self._head(name, pointer)
+            if found is None or found.media_type != DOCKER_LIST:
+                return found and await find(name, pointer)
+            listing = await self._get(name, pointer)
+            if listing is None:
+                return None
+            content = listing.content or b""
             for child in (await aside(len(content), parse_stored, content)).children:
                 if child.platform and (child.platform.architecture, child.platform.os) == platform:
-                    return await self._get(name, Pointer(child.digest, child.digest))
-            raise ManifestUnknown(f"the list {stored.digest} has no manifest for {'/'.join(platform)}")
+                    return await find(name, Pointer(child.digest, child.digest))
+            raise ManifestUnknown(f"the list {listing.digest} has no manifest for {'/'.join(platform)}")
 
         return await self._look(name, tag, load)
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from cluster.errors import StateError
+from cluster.errors import StateError, StorageError
 from cluster.oci.digest import Digest
 from cluster.oci.manifest import Descriptor
 from cluster.oci.reference import RepositoryName
@@ -33,6 +33,7 @@ class SharedState:
         self._pace = pace or Pace()
         self._breaker = Breaker(connect or _nowhere, self._pace, on_loss=self._repeat_removals)
         self._outbox = Outbox(self._breaker.call)
+        self._confirming: set[asyncio.Task[None]] = set()
 
     @property
     def is_up(self) -> bool:
@@ -55,10 +56,38 @@ class SharedState:
             if self.is_up:
                 await self._outbox.drain(_FAREWELL)
             sending.cancel()
+            for task in self._confirming:
+                task.cancel()
             await self._breaker.stop()
 
-    async def remember(self, name: RepositoryName, digest: Digest, descriptor: Descriptor) -> None:
-        self._tell(lambda store: store.remember(name, digest, descriptor))
+    async def remember(
+        self,
+        name: RepositoryName,
+        digest: Digest,
+        descriptor: Descriptor,
+        is_there: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        done = self._tell(lambda store: store.remember(name, digest, descriptor))
+        if done is not None and is_there is not None:
+            task = asyncio.create_task(self._confirm(done, name, [digest, descriptor.digest], is_there))
+            self._confirming.add(task)
+            task.add_done_callback(self._confirming.discard)
+
+    async def _confirm(
+        self,
+        done: asyncio.Future[None],
+        name: RepositoryName,
+        digests: Sequence[Digest],
+        is_there: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Forget what was deleted before it was remembered: what another node forgot may have come here late."""
+        await done
+        try:
+            is_known = await is_there()
+        except StorageError:
+            is_known = False  # nobody needs it
+        if not is_known:
+            await self.forget(name, list(dict.fromkeys(digests)))
 
     async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
         return await self._ask(lambda store: store.recall(name, digest))
@@ -104,9 +133,9 @@ class SharedState:
         except StateError:
             return None
 
-    def _tell(self, call: Call) -> None:
-        if self.is_up:
-            self._outbox.put(call)
+    def _tell(self, call: Call) -> asyncio.Future[None] | None:
+        """Queue a write, where there is somebody to send it to; done when its fate is decided."""
+        return self._outbox.put(call) if self.is_up else None
 
     def _repeat_removals(self) -> None:
         self._outbox.repeat_removals()

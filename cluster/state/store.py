@@ -14,7 +14,7 @@ What holds for every method:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +74,25 @@ class Descriptors(Protocol):
 
     async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
         """Content left a repository; `digests` are all its names there. One step, except in a Redis Cluster."""
+
+
+class Announcements(Protocol):
+    """What is told of blobs that come and go, to Distribution nodes: in the background, by `Descriptors`."""
+
+    async def remember(
+        self,
+        name: RepositoryName,
+        digest: Digest,
+        descriptor: Descriptor,
+        is_there: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """A repository got this content. Afterwards `is_there` is asked, and what has gone meanwhile is forgotten.
+
+        Otherwise it could be written after another node had deleted it, and nothing would ever take it away.
+        """
+
+    async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
+        """Content left a repository; `digests` are all its names there."""
 
 
 class UploadHints(Protocol):

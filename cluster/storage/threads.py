@@ -127,7 +127,7 @@ class Threads:
         return await self.begin(call, *args, **kwargs)
 
     def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """As `run_long`, for a caller that has something to do meanwhile."""
+        """As `run_long`, for a caller that has something to do meanwhile. StorageError: it cannot take place."""
         return self._begin(_Call(partial(call, *args, **kwargs), None)).outcome
 
     def leave(self, call: Callable[[], object]) -> None:
@@ -135,15 +135,25 @@ class Threads:
         self._begin(_Call(call, None))
 
     def _begin(self, call: _Call[T]) -> _Call[T]:
+        if self._started < min(self._pending + 1, self._size):
+            self._start()
         if call.tenure is not None:
             call.tenure.begin()
         self._pending += 1
-        if self._started < min(self._pending, self._size):
-            self._started += 1
-            # A daemon: the process ends although a call hangs.
-            threading.Thread(target=self._work, name=f"storage-{self._started}", daemon=True).start()
         self._calls.put(call)
         return call
+
+    def _start(self) -> None:
+        # A daemon: the process ends although a call hangs.
+        thread = threading.Thread(target=self._work, name=f"storage-{self._started + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The system, or the container, has no room for one more: those that run do everything.
+            if not self._started:
+                raise StorageError(f"no thread for storage: {error}") from error
+            return
+        self._started += 1
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -1,14 +1,16 @@
 """Bodies that are not what their head says, refusals that must be heard, and clients that leave in the middle."""
 
 import os
+import resource
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conformance.clients import Crane, Skopeo
-from tests.node.nodes import brief, stored
+from tests.node.nodes import brief, no_trouble, stored
 from tests.node.raw import Wire, begin, chunk, digest_of, head, position, push
 from tests.support.images import Layout
 from tests.support.process import Node, eventually
@@ -302,3 +304,26 @@ def test_what_came_fast_before_a_body_broke_is_kept(node: Node, upload: str, end
             assert wire.rest() == b""
     kept = 3 + len(data) + (3 if end == "no chunk" else 0)
     eventually(lambda: position(node.port, upload) == kept, 30, "what came is kept")
+
+
+def test_a_fast_body_is_stored_although_the_process_has_no_descriptor_left(tmp_path: Path) -> None:
+    """What is open already is enough for it: a limit that others have reached costs the upload nothing."""
+    data = os.urandom(BIG)
+    frames = [chunk(data[start : start + 32 * 1024]) for start in range(0, len(data), 32 * 1024)]
+    with brief(Node(tmp_path)) as node, Wire(node.port) as wire:
+        upload = begin(node.port, "bodies")
+        wire.send(head("PATCH", upload, "Transfer-Encoding: chunked"), chunk(b"abc"))
+        eventually(lambda: stored(node, upload) is not None, 10, "the chunk has a file")
+        usual = resource.prlimit(node.children()[0], resource.RLIMIT_NOFILE)
+        for pid in node.children():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+        wire.send(*frames)
+        # What is less than a batch waits for the end of the body.
+        eventually(lambda: (stored(node, upload) or 0) > len(data) - 64 * 1024, 30, "what came is stored")
+        for pid in node.children():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+        answer = wire.send(chunk(b"")).answer("PATCH")
+        assert (answer.status, answer.headers["range"]) == (202, f"0-{len(data) + 2}")
+        target = f"{answer.headers['location']}&digest={digest_of(b'abc', data)}"
+        assert wire.ask("PUT", target, "Content-Length: 0").status == 201
+        assert no_trouble(node.log())

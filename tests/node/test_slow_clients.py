@@ -1,5 +1,6 @@
 """Clients that take their time: each costs the node little, for a bounded time, and holds up nobody else."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tests.node.nodes import connections, holds, workers_memory
 from tests.node.raw import Wire, begin, chunk, digest_of, head, position, push
 from tests.support.process import Node, eventually
 
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MIB = 1 << 20
 READERS = 40
 
@@ -139,6 +141,52 @@ def test_readers_that_stand_still_cost_little_memory_and_hold_up_nobody(node: No
             assert reader.answer_head()[0] == 200
         assert fast.get("/v2/").elapsed.total_seconds() < 5
         assert digest_of(fast.get(f"/v2/slow/blobs/{digest}").content) == digest
+        grown = workers_memory(node) - before
+    assert grown < READERS * 768 * 1024, f"{grown / READERS / 1024:.0f} KiB for each reader"
+
+
+@pytest.mark.parametrize("moment", ["before a request", "in an answer"])
+def test_clients_that_left_are_forgotten_at_once(node: Node, piece: bytes, moment: str) -> None:
+    """Health checks and port scans connect and leave all day; nothing is kept of any."""
+    digest = push(node.port, "slow", [piece] * 4)
+
+    def come_and_leave(times: int) -> None:
+        for _ in range(times):
+            with Wire(node.port, receive_buffer=4096) as wire:
+                if moment == "in an answer":
+                    wire.send(head("GET", f"/v2/slow/blobs/{digest}"))
+                    assert wire.answer_head()[0] == 200
+                wire.reset()
+        eventually(lambda: connections(node.port) == 0, 20, "all of them are gone")
+
+    come_and_leave(200)
+    before = workers_memory(node)
+    come_and_leave(1000)
+    assert workers_memory(node) - before < 4 * MIB
+
+
+@pytest.mark.parametrize("accept", ["*/*", DOCKER_MANIFEST])
+def test_readers_of_a_large_manifest_cost_little_memory_whatever_they_accept(node: Node, accept: str) -> None:
+    """A client that knows no lists is looked for a child; what it is sent must not be held for that."""
+    config = push(node.port, "slow", [b"{}"])
+    content = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": DOCKER_MANIFEST,
+            "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": config, "size": 2},
+            "layers": [],
+            "annotations": {"a": "x" * 3_900_000},
+        }
+    ).encode()
+    length, media_type = f"Content-Length: {len(content)}", f"Content-Type: {DOCKER_MANIFEST}"
+    with Wire(node.port) as wire, ExitStack() as readers:
+        assert wire.ask("PUT", "/v2/slow/manifests/large", length, media_type, body=content).status == 201
+        assert wire.ask("GET", "/v2/slow/manifests/large", f"Accept: {accept}").body == content
+        before = workers_memory(node)
+        for _ in range(READERS):
+            reader = readers.enter_context(Wire(node.port, receive_buffer=4096))
+            reader.send(head("GET", "/v2/slow/manifests/large", f"Accept: {accept}"))
+            assert reader.answer_head()[0] == 200
         grown = workers_memory(node) - before
     assert grown < READERS * 768 * 1024, f"{grown / READERS / 1024:.0f} KiB for each reader"
 

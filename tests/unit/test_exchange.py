@@ -273,7 +273,8 @@ def test_an_inflow_gives_what_came_in_order_and_gives_back_what_it_does_not_unde
     client, server = pair
     given: list[tuple[bytes, bytes, int]] = []
     payloads = [os.urandom(size) for size in (1, 5000, 32 * KIB, 70 * KIB)]
-    inflow = SocketInflow(server.fileno(), Chunks(), b"", [b"before", b"that"], lambda *back: given.append(back))
+    fd = os.dup(server.fileno())
+    inflow = SocketInflow(fd, Chunks(), b"", [b"before", b"that"], lambda *back: given.append(back))
     client.sendall(framed(*payloads) + b"0\r\n\r\nGET /")
     got = [bytes(inflow.take(4)), bytes(inflow.take(100)), bytes(inflow.take(100))]
     assert got == [b"befo", b"re", b"that"]
@@ -288,7 +289,7 @@ def test_an_inflow_gives_what_came_in_order_and_gives_back_what_it_does_not_unde
 def test_an_inflow_gives_back_payload_that_nobody_took(pair: Any) -> None:
     client, server = pair
     given: list[tuple[bytes, bytes, int]] = []
-    inflow = SocketInflow(server.fileno(), Chunks(), b"1", [b"before"], lambda *back: given.append(back))
+    inflow = SocketInflow(os.dup(server.fileno()), Chunks(), b"1", [b"before"], lambda *back: given.append(back))
     client.sendall(b"0\r\n0123456789")
     assert bytes(inflow.take(6)) + bytes(inflow.take(4)) == b"before0123"
     inflow.give_back()
@@ -297,12 +298,12 @@ def test_an_inflow_gives_back_payload_that_nobody_took(pair: Any) -> None:
 
 def test_an_inflow_leaves_a_slow_client_and_one_that_left_to_the_event_loop(pair: Any) -> None:
     client, server = pair
-    inflow = SocketInflow(server.fileno(), Chunks(), b"", [], lambda *_: None)
+    inflow = SocketInflow(os.dup(server.fileno()), Chunks(), b"", [], lambda *_: None)
     client.sendall(framed(b"abc"))
     assert bytes(inflow.take(KIB)) == b"abc"
     client.sendall(framed(b"def"))
     assert not inflow.take(KIB)
-    inflow = SocketInflow(server.fileno(), Chunks(), b"", [], lambda *_: None)
+    inflow = SocketInflow(os.dup(server.fileno()), Chunks(), b"", [], lambda *_: None)
     assert bytes(inflow.take(KIB)) == b"def"
     client.close()
     assert not inflow.take(KIB)

@@ -8,13 +8,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cluster.errors import StateError
+from cluster.errors import StateError, StorageError
 from cluster.oci.digest import Digest
 from cluster.oci.manifest import Descriptor
 from cluster.oci.reference import RepositoryName
+from cluster.registry.blobs import BlobStore
+from cluster.registry.catalog import Catalog
+from cluster.registry.links import Content
 from cluster.state.breaker import Pace
 from cluster.state.shared import SharedState
 from cluster.state.store import Node, Turn, UploadHint
+from cluster.storage import layout
+from cluster.storage.memory import MemoryDriver
 from tests.unit.state.clock import UNHURRIED, Unhurried
 from tests.unit.state.weather import Weather
 
@@ -161,6 +166,33 @@ async def test_a_delete_during_an_outage_reaches_the_server_afterwards() -> None
             while await weather.contents.recall(NAME, DIGEST) is not None:  # noqa: ASYNC110 - sent in the background
                 await asyncio.sleep(0.01)
         assert await weather.contents.recall(NAME, Digest.of(b"other")) is None, "a hint of the outage is dropped"
+
+
+@pytest.mark.parametrize("error", [None, StorageError("it does not answer")])
+async def test_what_was_deleted_before_it_was_remembered_is_forgotten(error: Exception | None) -> None:
+    """Another node deletes a blob, and has forgotten it, before this one's word of it is out."""
+    weather = Weather()
+    blobs = BlobStore(driver := MemoryDriver(), Catalog(driver))
+    content = Content(DIGEST, DIGEST, 7)
+    await driver.write(layout.blob(DIGEST), b"content")
+
+    async def is_there() -> bool:
+        if error is not None:
+            raise error
+        return await blobs.links.find(NAME, DIGEST) is not None
+
+    async def knows() -> bool:
+        return await weather.contents.recall(NAME, DIGEST) is not None
+
+    async with running(weather) as state:
+        telling = BlobStore(driver, Catalog(driver), state)
+        await telling.add(NAME, content)
+        await until(lambda: not state._confirming, "it has been confirmed")
+        assert await knows(), "what is there stays"
+        await state.remember(NAME, DIGEST, DESCRIPTOR, is_there)
+        await blobs.delete(NAME, DIGEST)
+        await until(lambda: not state._confirming, "it has been looked for")
+        assert not await knows()
 
 
 async def test_a_delete_that_a_fail_over_lost_is_sent_again() -> None:

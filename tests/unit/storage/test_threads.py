@@ -8,7 +8,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,6 +120,47 @@ async def test_a_call_that_hangs_does_not_stop_the_loop_nor_other_calls(quick: T
     assert await quick.run(lambda: "answered") == "answered"
     disk.let_go.set()
     await hung
+
+
+@pytest.fixture
+def no_more_threads() -> Iterator[Callable[[], object]]:
+    """From the call on, the system starts no thread for this process: nobody has room for such a stack."""
+    yield lambda: threading.stack_size(1 << 50)
+    threading.stack_size(0)
+
+
+async def test_without_room_for_more_threads_those_that_run_do_everything(
+    quick: Threads, disk: HangingDisk, no_more_threads: Callable[[], object]
+) -> None:
+    assert await quick.run(lambda: "answered") == "answered"
+    no_more_threads()
+    disk.let_go.clear()
+    held = [asyncio.create_task(quick.run_long(disk._wait)) for _ in range(8)]
+    await until(disk.hanging.is_set, "the one thread is busy")
+    disk.let_go.set()
+    await asyncio.gather(*held)
+    threading.stack_size(0)
+    disk.let_go.clear()
+    disk.hanging.clear()
+    hung = asyncio.create_task(quick.run_long(disk._wait))
+    await until(disk.hanging.is_set, "the call hangs")
+    assert await quick.run(lambda: "answered") == "answered", "with room again there are more"
+    disk.let_go.set()
+    await hung
+
+
+async def test_without_any_thread_a_call_fails_at_once_and_leaves_no_trace(
+    quick: Threads, no_more_threads: Callable[[], object]
+) -> None:
+    released: list[str] = []
+    tenure = Tenure(lambda: released.append("now"))
+    no_more_threads()
+    with pytest.raises(StorageError, match="no thread"), tenure:
+        await quick.run(lambda: "answered")
+    tenure.end()
+    assert released == ["now"], "nothing was begun that it would have to wait for"
+    threading.stack_size(0)
+    assert await quick.run(lambda: "answered") == "answered"
 
 
 async def test_a_call_that_waits_for_a_thread_when_its_caller_gives_up_does_not_take_place(
