@@ -146,7 +146,8 @@ def _port(text: str) -> int:
 def _add_configuration(commands: Verbs) -> None:
     configure = _add_group(commands, "config", "look at a configuration")
     check = "say all that is wrong with a file; exit code 1 if anything is"
-    _add_config(_add(configure, "check", verbs.run_check, check))
+    more = "Of files that it names and that cannot be read here it only warns. - is standard input."
+    _add_config(_add(configure, "check", verbs.run_check, check, more))
     show = "print what is in force, defaults and environment included, secrets hidden"
     _add_config(_add(configure, "show", verbs.run_show, show))
 
