@@ -67,11 +67,6 @@ def verify(path: str, user: str, *, from_stdin: bool) -> bool:
     return passwords.matches(_password(from_stdin), hashed)
 
 
-def htpasswd() -> int:
-    """The console script: `htpasswd -Bbn USER PASSWORD`, as guides have it."""
-    return run_htpasswd(sys.argv[1:])
-
-
 def run_htpasswd(arguments: Sequence[str]) -> int:
     """Do what Apache's program does with these arguments; its exit code. 2: wrong arguments, 3: wrong password."""
     try:
