@@ -102,6 +102,7 @@ def _read(text: str, environ: Mapping[str, str], source: str) -> Reading:
     except RecursionError:
         raise ConfigError([f"{source}: nested too deeply"]) from None
     _rename_old(data, reading)
+    _see_delete(data, reading)
     if "version" not in data:
         reading.problems.append("version: missing, wanted 0.1")
     drivers = [name for name in (*DRIVERS, *UNSERVED_DRIVERS) if name in (_section(data, ("storage",)) or ())]
@@ -130,6 +131,16 @@ def _rename_old(data: dict[str, Any], reading: Reading) -> None:
             reading.origins[new] = origin
             if new[-1] != "addrs":  # the one spelling of v2.8, not a deprecated one
                 reading.warnings.append(f"{origin}: an old name of {dotted(new)}")
+
+
+def _see_delete(data: dict[str, Any], reading: Reading) -> None:
+    """Distribution takes anything for `storage.delete.enabled`, and only a truth value for a yes: so do we."""
+    path: Keys = ("storage", "delete", "enabled")
+    holder = _section(data, path[:-1]) or {}
+    if not isinstance(value := holder.get("enabled", False), bool):
+        what = f"found {shown(path, value)}, which allows no deletes, as in Distribution: wanted true or false"
+        reading.unknown.append(f"{named(path, reading.origins)}: {what}, without quotes")
+        holder["enabled"] = False
 
 
 def _section(data: dict[str, Any], path: Keys, make: bool = False) -> dict[str | int, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -29,6 +29,8 @@ class Plain(str):
 
 class _Loader(yaml.SafeLoader):
     """Keeps the text of plain scalars, takes dates for text, and notes the keys that are written twice."""
+
+    bool_values: ClassVar[dict[str, bool]] = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # as in Go
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -66,6 +68,9 @@ for _tag, _constructor in (
     *((name, _Loader.construct_undefined) for name in ("binary", "set", "omap", "pairs")),
 ):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("[yYnN]$"), list("yYnN"))
 
 
 def parse_yaml(text: str, source: str, problems: list[str]) -> Any:

@@ -275,7 +275,7 @@ WRONG = [
         'http.host: found "example.com", wanted a URL such as https://registry.example.com',
     ),
     (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "/x?y", wanted a path that begins with a slash'),
-    (BASE + "http: {headers: {X: y}}", 'http.headers.X: found "y", wanted a list'),
+    (BASE + "http: {headers: {X: z}}", 'http.headers.X: found "z", wanted a list'),
     (BASE + "http: {headers: {X Y: [z]}}", 'http.headers."X Y": found "X Y", wanted a header name'),
     (
         BASE + 'http: {headers: {X: ["a\\nb"]}}',
@@ -522,6 +522,29 @@ def test_an_unknown_key_warns_when_loading_and_fails_a_check(tmp_path: Path) -> 
     ]
     assert load(path, {}).warnings == lines
     assert wrong_with(path) == lines
+
+
+@pytest.mark.parametrize("written", ['"true"', "'yes'", "1", "[true]", "sure"])
+def test_what_is_no_truth_value_allows_no_deletes_as_in_distribution(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(f"version: 0.1\nstorage: {{filesystem: {{}}, delete: {{enabled: {written}}}}}\n")
+    loaded = load(path, {})
+    assert loaded.config.storage.delete.enabled is False
+    assert loaded.warnings == wrong_with(path)
+    (line,) = loaded.warnings
+    assert line.startswith("storage.delete.enabled: found ")
+    assert line.endswith(", which allows no deletes, as in Distribution: wanted true or false, without quotes")
+    loaded = load(path, {"REGISTRY_STORAGE_DELETE_ENABLED": "true"})
+    assert (loaded.config.storage.delete.enabled, loaded.warnings) == (True, [])
+
+
+@pytest.mark.parametrize("word", ["y", "Y", "yes", "on", "True"])
+def test_the_truth_values_are_those_of_gos_yaml(word: str) -> None:
+    assert parse(BASE + f"http: {{relativeurls: {word}, secret: {word}}}\n", {}).config.http.relativeurls is True
+    assert parse(BASE + f"http: {{relativeurls: {word}, secret: {word}}}\n", {}).config.http.secret == word
+    assert problems(BASE + f'http: {{relativeurls: "{word}"}}\n') == [
+        f'http.relativeurls: found "{word}", wanted true or false'
+    ]
 
 
 def test_a_check_of_a_good_file_is_silent(tmp_path: Path) -> None:
