@@ -465,6 +465,7 @@ class Haproxy(Section):
     mode: Literal["tcp", "http"] = "tcp"
     bind: Place = ":5000"
     tls: HaproxyTls = HaproxyTls()
+    proxies: Networks = ()  # in front of HAProxy
     balance: Literal["roundrobin", "leastconn"] = "roundrobin"
     stickiness: Stickiness = Stickiness()
     names: list[str] = []
