@@ -82,7 +82,7 @@ def parse_yaml(text: str, source: str, problems: list[str]) -> Any:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         # What the parser quotes may be a piece of a password, but for single characters and the names of tokens.
         reason = _QUOTED.sub(lambda quoted: quoted[0] if quoted["harmless"] else HIDDEN, error.problem or "")
-        hint = "; quote it if it is text" if re.search("token|alias|tag", reason) else ""
+        hint = "; quote it if it is text" if re.search("token|alias|tag|node content", reason) else ""
         hint = "; indent with spaces" if "'\\t'" in reason else hint
         raise ConfigError([f"{source}{place}: not YAML: {reason}{hint}"]) from None
     except (yaml.YAMLError, ValueError, LookupError):

@@ -39,6 +39,7 @@ from cluster.values import (
     Prefix,
     Quotable,
     QuotablePath,
+    RedisAddr,
     Resolver,
     Secret,
     SecretHeaders,
@@ -282,7 +283,7 @@ class RedisTls(Section):
 class Redis(Section):
     """None stands for the default of the client library."""
 
-    addrs: list[str] = []
+    addrs: list[RedisAddr] = []
     addr: str | None = None  # v2.8's name; parsing turns it into addrs
     mastername: str = ""
     username: str = ""

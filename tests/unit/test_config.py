@@ -300,6 +300,18 @@ WRONG = [
         BASE + "cluster: {chunkminlength: 5 apples}",
         'cluster.chunkminlength: found "5 apples", wanted a size in bytes, or one such as 64KiB, 5MiB or 5MB',
     ),
+    *(
+        (
+            BASE + f"redis: {{addrs: ['{text}']}}",
+            f'redis.addrs[0]: found "{text}", wanted host:port, such as '
+            "10.0.0.20:6379; password, db and tls are settings of their own",
+        )
+        for text in ("redis://redis:6379", "redis:port", "redis:99999", "user@redis:6379", "[::1:6379", "::1")
+    ),
+    (
+        BASE + "http: {addr: :5000}",
+        "config.yml, line 3: not YAML: expected the node content, but found ':'; quote it if it is text",
+    ),
     (BASE + "redis: {addr: [a]}", "redis.addrs[0] (redis.addr): found a list, wanted text"),
     (BASE + "storage: {filesystem: {}}", "config.yml, line 3: storage is written twice"),
     (BASE + "http: {addr: ':1', addr: ':2'}", "config.yml, line 3: addr is written twice"),
@@ -637,7 +649,7 @@ log: {{hooks: [{{type: mail, options: {{smtp: {{username: mailer, password: {SEC
 http: {{secret: {SECRET}, headers: {{X-Shown: [shown]}}}}
 notifications:
   endpoints: [{{name: a, url: "https://u:{SECRET}@example.com/", headers: {{Authorization: [{SECRET}]}}}}]
-redis: {{addrs: ["redis://u:{SECRET}@h:6379"], password: {SECRET}, sentinelpassword: {SECRET}, username: user}}
+redis: {{addrs: ["h:6379"], password: {SECRET}, sentinelpassword: {SECRET}, username: user}}
 proxy: {{username: user, password: {SECRET}}}
 health: {{http: [{{uri: "https://{SECRET}@example.com", headers: {{X-Key: [{SECRET}]}}}}]}}
 reporting: {{bugsnag: {{apikey: {SECRET}}}, newrelic: {{licensekey: {SECRET}}}}}
@@ -656,7 +668,6 @@ def test_the_configuration_is_shown_without_its_secrets() -> None:
     assert data["http"]["secret"] == "<hidden>"
     assert data["http"]["headers"] == {"X-Shown": ["shown"]}
     assert data["cluster"]["secrets"] == ["<hidden>", "<hidden>"]
-    assert data["redis"]["addrs"] == ["redis://<hidden>@h:6379"]
     assert data["redis"]["username"] == "user"
     assert data["notifications"]["endpoints"][0]["headers"] == {"Authorization": ["<hidden>"]}
     assert data["log"]["hooks"][0]["options"]["smtp"] == {"username": "mailer", "password": "<hidden>"}
@@ -686,6 +697,8 @@ def test_the_representation_of_a_configuration_holds_no_secret_of_ours() -> None
         f"cluster: {{secrets: {SECRET}}}",
         f"redis: {{passwrod: {SECRET}, password: [{SECRET}]}}",
         f"redis: {{addrs: 'redis://:{SECRET}@h'}}",
+        f"redis: {{addrs: ['redis://:{SECRET}@h:6379/0', ':{SECRET}@h:6379', 'u:{SECRET}@h']}}",
+        f"redis: {{addr: 'redis://u:{SECRET}@h'}}",
         f"notifications: {{endpoints: [{{headers: {{Authorization: {SECRET}}}}}]}}",
         f"notifications: {{endpoints: [{{headers: {{Authorization: ['{SECRET} \\\\ ☃']}}}}]}}",
         f"http: {{host: 'ftp://u:{SECRET}@h'}}",
