@@ -20,13 +20,12 @@ Run = Callable[[argparse.Namespace], int]
 _PLACES = ", else ".join(["$REGISTRY_CONFIGURATION_PATH", *map(str, config.PLACES)])
 _MOST_NODES = 100
 _LAST_PORT = 65535
-_INTERRUPTED = 130  # as of a shell: 128 and the number of SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code.
 
-    1: the configuration or storage cannot be used. 2: wrong arguments. 130: Ctrl-C.
+    1: the configuration or storage cannot be used. 2: wrong arguments. Ctrl-C is the caller's, __main__.py.
     """
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -35,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output (`| head -1`) has left. Python writes the rest of it at its end: to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     return code
 
 
@@ -128,6 +125,12 @@ def _sentence(text: str, more: str = "") -> str:
     return f"{text[0].upper()}{text[1:]}{end} {more}".strip()
 
 
+def _place(text: str) -> str:
+    if not text:  # a variable of a script that is not set: not the directory in which it happens to run
+        raise argparse.ArgumentTypeError("found nothing, wanted a path")
+    return text
+
+
 def _nodes(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) <= _MOST_NODES):
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number of nodes from 1 to {_MOST_NODES}")
@@ -146,7 +149,8 @@ def _port(text: str) -> int:
 def _add_configuration(commands: Verbs) -> None:
     configure = _add_group(commands, "config", "look at a configuration")
     check = "say all that is wrong with a file; exit code 1 if anything is"
-    _add_config(_add(configure, "check", verbs.run_check, check))
+    more = "Of files that it names and that cannot be read here it only warns. - is standard input."
+    _add_config(_add(configure, "check", verbs.run_check, check, more))
     show = "print what is in force, defaults and environment included, secrets hidden"
     _add_config(_add(configure, "show", verbs.run_show, show))
 
@@ -270,4 +274,6 @@ def _add_local(commands: Verbs) -> None:
     for verb in (status, drain):
         verb.add_argument("--socket", help="ask the HAProxy with this stats socket, wherever its nodes run")
     for verb in (up, status, drain, restart):
-        verb.add_argument("--data", metavar="DIR", default="data", help="the cluster's directory; default: ./data")
+        verb.add_argument(
+            "--data", type=_place, metavar="DIR", default="data", help="the cluster's directory; default: ./data"
+        )

@@ -2,9 +2,9 @@
 
 All mistakes are told at once, a line for each, and no line holds a secret. This is the order of the steps, and the
 old names of settings; the steps themselves are in config_yaml.py (the text), config_env.py (the variables),
-config_schema.py (types and unknown keys), config_rules.py (what settings mean for each other) and config_words.py
-(what is said). What the sections contain is declared in cluster/settings.py; what the process builds from them is
-decided in cluster/app.py.
+config_schema.py (types and unknown keys), config_rules.py (what settings mean for each other), config_files.py (the
+files that they name) and config_words.py (what is said). What the sections contain is declared in
+cluster/settings.py; what the process builds from them is decided in cluster/app.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config_env import override
+from cluster.config_files import unreadable
 from cluster.config_rules import broken_rules, without_effect
 from cluster.config_schema import Reading, fit, validate
 from cluster.config_words import Keys, dotted, masked, named, shown
@@ -37,10 +38,10 @@ class Loaded:
 
 
 def find(argument: str | None, environ: Mapping[str, str], places: Sequence[Path] = PLACES) -> Path:
-    """The argument, else REGISTRY_CONFIGURATION_PATH, else the file where Distribution's images keep it."""
+    """The argument (`-` is standard input), else REGISTRY_CONFIGURATION_PATH, else as in Distribution's images."""
     written = argument or environ.get("REGISTRY_CONFIGURATION_PATH")
     if written:
-        return Path(written)
+        return Path("/dev/stdin" if written == "-" else written)
     for place in places:
         if place.is_file():
             return place
@@ -61,13 +62,12 @@ def parse(text: str, environ: Mapping[str, str], source: str = "config.yml") -> 
     return Loaded(reading.config, reading.unknown + reading.warnings)
 
 
-def check(path: Path, environ: Mapping[str, str]) -> list[str]:
-    """Every problem of a file, unknown keys included."""
-    try:
-        reading = _read(read_text(path), environ, str(path))
-    except ConfigError as error:
-        return error.problems
-    return reading.problems + reading.unknown
+def check(path: Path, environ: Mapping[str, str]) -> Loaded:
+    """As `load`; unknown keys are problems too, and files that cannot be read here are warned of. ConfigError."""
+    reading = _read(read_text(path), environ, str(path))
+    if problems := reading.problems + reading.unknown:
+        raise ConfigError(problems)
+    return Loaded(reading.config, reading.warnings + unreadable(reading.config))
 
 
 def show(config: Config) -> str:
@@ -102,6 +102,7 @@ def _read(text: str, environ: Mapping[str, str], source: str) -> Reading:
     except RecursionError:
         raise ConfigError([f"{source}: nested too deeply"]) from None
     _rename_old(data, reading)
+    _see_delete(data, reading)
     if "version" not in data:
         reading.problems.append("version: missing, wanted 0.1")
     drivers = [name for name in (*DRIVERS, *UNSERVED_DRIVERS) if name in (_section(data, ("storage",)) or ())]
@@ -130,6 +131,16 @@ def _rename_old(data: dict[str, Any], reading: Reading) -> None:
             reading.origins[new] = origin
             if new[-1] != "addrs":  # the one spelling of v2.8, not a deprecated one
                 reading.warnings.append(f"{origin}: an old name of {dotted(new)}")
+
+
+def _see_delete(data: dict[str, Any], reading: Reading) -> None:
+    """Distribution takes anything for `storage.delete.enabled`, and only a truth value for a yes: so do we."""
+    path: Keys = ("storage", "delete", "enabled")
+    holder = _section(data, path[:-1]) or {}
+    if not isinstance(value := holder.get("enabled", False), bool):
+        what = f"found {shown(path, value)}, which allows no deletes, as in Distribution: wanted true or false"
+        reading.unknown.append(f"{named(path, reading.origins)}: {what}, without quotes")
+        holder["enabled"] = False
 
 
 def _section(data: dict[str, Any], path: Keys, make: bool = False) -> dict[str | int, Any] | None:

@@ -17,7 +17,7 @@ Origins = Mapping[Keys, str]  # the variable or the old name that a value came b
 _SECRET_KEY = re.compile(
     r"passw|passphrase|secret|credential|connectionstring|(api|license|access|account|container)key", re.IGNORECASE
 )
-_USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
+_USER_INFO = re.compile(r"((?<=://)|^(?=[^/\s:@]*:))[^/\s]*@")  # a URL may have lost its scheme
 
 
 def quoted_key(key: str) -> str:

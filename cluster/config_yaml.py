@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -29,6 +29,8 @@ class Plain(str):
 
 class _Loader(yaml.SafeLoader):
     """Keeps the text of plain scalars, takes dates for text, and notes the keys that are written twice."""
+
+    bool_values: ClassVar[dict[str, bool]] = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # as in Go
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -68,6 +70,9 @@ for _tag, _constructor in (
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("[yYnN]$"), list("yYnN"))
+
+
 def parse_yaml(text: str, source: str, problems: list[str]) -> Any:
     """The values of a text; keys that are written twice are added to `problems`. ConfigError."""
     try:
@@ -77,7 +82,7 @@ def parse_yaml(text: str, source: str, problems: list[str]) -> Any:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         # What the parser quotes may be a piece of a password, but for single characters and the names of tokens.
         reason = _QUOTED.sub(lambda quoted: quoted[0] if quoted["harmless"] else HIDDEN, error.problem or "")
-        hint = "; quote it if it is text" if re.search("token|alias|tag", reason) else ""
+        hint = "; quote it if it is text" if re.search("token|alias|tag|node content", reason) else ""
         hint = "; indent with spaces" if "'\\t'" in reason else hint
         raise ConfigError([f"{source}{place}: not YAML: {reason}{hint}"]) from None
     except (yaml.YAMLError, ValueError, LookupError):

@@ -124,6 +124,8 @@ def _broken_rules(haproxy: Haproxy, servers: list[_Server]) -> Iterator[str]:
         yield "cluster.nodes: empty, wanted the URLs of the nodes, or cluster.haproxy.dns.name"
     if len({server.address for server in servers}) < len(servers):
         yield "cluster.nodes: two nodes have the same address"
+    if haproxy.mode == "tcp" and haproxy.proxies:
+        yield "cluster.haproxy.mode: found tcp, wanted http: what cluster.haproxy.proxies tell is in headers"
     if haproxy.dns.name and haproxy.backup:
         yield "cluster.haproxy.backup: servers that come from DNS have no order"
         return

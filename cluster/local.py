@@ -107,14 +107,15 @@ class LocalCluster:
 
     def _prepare(self) -> None:
         self._see_place()
+        if not os.path.exists(self._directory):
+            self._see_port()  # before anything is made
         try:
             for directory in (self._directory, self._run, f"{self._directory}/registry"):
                 os.makedirs(directory, exist_ok=True)
             self._claim()
         except OSError as error:
             raise ConfigError([f"--data {self._directory}: cannot be used: {error.strerror}"]) from None
-        if not _is_free(self._port):
-            raise ConfigError([f"port {self._port} is taken: stop what listens there, or choose another (--port)"])
+        self._see_port()  # a cluster that runs in this directory already has been told of first
         if self._haproxy is None:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
@@ -132,6 +133,10 @@ class LocalCluster:
             raise ConfigError(
                 [f'--data: found "{self._directory}", wanted a path of letters, digits, ".", "_", "-" and "/"']
             )
+
+    def _see_port(self) -> None:
+        if not _is_free(self._port):
+            raise ConfigError([f"port {self._port} is taken: stop what listens there, or choose another (--port)"])
 
     def _draw(self) -> Blueprint:
         return Blueprint(

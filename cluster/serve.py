@@ -15,10 +15,11 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from cluster import doctor, logs, secretfile
+from cluster import addresses, doctor, logs, secretfile
 from cluster.api.edge import Patience
 from cluster.app import Application, build, data_directory, port_of
 from cluster.auth.build import build_authenticator, build_token_server, prepare_files
+from cluster.config_files import naming
 from cluster.errors import ConfigError, StorageError
 from cluster.identity import Identity, write_mark
 from cluster.settings import Config
@@ -101,18 +102,20 @@ class Server(BaseApplication):  # type: ignore[misc]
 def serve(config: Config, patience: Patience = Patience()) -> None:  # noqa: B008 - a frozen value
     """Run until a signal. Raises ConfigError when storage or the secret cannot be used; SystemExit at the end."""
     logs.set_up(config.log.level, config.log.formatter, config.log.fields)
-    served = ServedCertificate(config.http.tls) if config.http.tls and is_served(config) else None
-    check_storage(config)
-    check_authentication(config)
-    keys = key_ring(config, draw=True)
-    identity = join(config, keys)
+    with naming(config):
+        served = ServedCertificate(config.http.tls) if config.http.tls and is_served(config) else None
+        addresses.check(config)
+        check_storage(config)
+        check_authentication(config)
+        keys = key_ring(config, draw=True)
+        identity = join(config, keys)
     _set_up_metrics(config)
     Server(config, keys, identity, patience, served, _options(config, patience)).run()
 
 
 def _options(config: Config, patience: Patience) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "bind": _binds(config),
+        "bind": list(addresses.addresses(config).values()),
         "workers": _workers(config),
         "worker_class": "cluster.worker.RegistryWorker",
         "keepalive": patience.idle,
@@ -147,24 +150,6 @@ def _proxies(config: Config) -> str:
         if network.version == 4
     ]
     return ",".join([*networks, *mapped])
-
-
-def _binds(config: Config) -> list[str]:
-    address = f"unix:{config.http.addr}" if config.http.net == "unix" else _bind(config.http.addr)
-    shared = [_bind(config.cluster.sharedaddr)] if config.cluster.sharedaddr else []
-    if not config.http.debug.addr:
-        return [address, *shared]
-    if port_of(config.http.debug.addr) in (None, port_of(config.http.addr)):
-        raise ConfigError(
-            [f"http.debug.addr: {config.http.debug.addr!r}: wanted host:port, another port than http.addr"]
-        )
-    return [address, *shared, _bind(config.http.debug.addr)]
-
-
-def _bind(address: str) -> str:
-    """Go's `:5000` means every address, IPv6 too where there is any."""
-    host, _, port = address.rpartition(":")
-    return address if host else f"[::]:{port}" if os.path.exists("/proc/net/if_inet6") else f"0.0.0.0:{port}"
 
 
 def _workers(config: Config) -> int:

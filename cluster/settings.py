@@ -39,6 +39,7 @@ from cluster.values import (
     Prefix,
     Quotable,
     QuotablePath,
+    RedisAddr,
     Resolver,
     Secret,
     SecretHeaders,
@@ -282,7 +283,7 @@ class RedisTls(Section):
 class Redis(Section):
     """None stands for the default of the client library."""
 
-    addrs: list[str] = []
+    addrs: list[RedisAddr] = []
     addr: str | None = None  # v2.8's name; parsing turns it into addrs
     mastername: str = ""
     username: str = ""
@@ -465,6 +466,7 @@ class Haproxy(Section):
     mode: Literal["tcp", "http"] = "tcp"
     bind: Place = ":5000"
     tls: HaproxyTls = HaproxyTls()
+    proxies: Networks = ()  # in front of HAProxy
     balance: Literal["roundrobin", "leastconn"] = "roundrobin"
     stickiness: Stickiness = Stickiness()
     names: list[str] = []

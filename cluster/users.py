@@ -9,8 +9,7 @@ from __future__ import annotations
 import getopt
 import getpass
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from cluster.auth import accounts, passwords
 from cluster.auth.passwords import PasswordRefused
@@ -28,24 +27,13 @@ usage: htpasswd [-cD] [-bi] [-B] [-C cost] FILE USER [PASSWORD]
 _OTHER_HASHES = {"-m": "MD5", "-2": "SHA-256", "-5": "SHA-512", "-d": "crypt", "-s": "SHA-1", "-p": "plain text"}
 
 
-def file_of(config: Config) -> tuple[str, str]:
-    """The setting that names the file of accounts, and the file. ConfigError."""
+def file_of(config: Config) -> str:
+    """The file of accounts. ConfigError."""
     if config.auth.htpasswd is not None:
-        return "auth.htpasswd.path", config.auth.htpasswd.path
+        return config.auth.htpasswd.path
     if config.cluster.tokenserver is not None:
-        return "cluster.tokenserver.htpasswd", config.cluster.tokenserver.htpasswd
+        return config.cluster.tokenserver.htpasswd
     raise ConfigError(["the configuration has no auth.htpasswd or cluster.tokenserver: pass the file with --file"])
-
-
-@contextmanager
-def named_by(setting: str, path: str) -> Iterator[None]:
-    """What is wrong with the file is said with the setting that names it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(
-            [f"{setting}: {text}" if text.startswith(path) else text for text in error.problems]
-        ) from None
 
 
 def add(path: str, user: str, *, cost: int, from_stdin: bool) -> str:
@@ -77,11 +65,6 @@ def verify(path: str, user: str, *, from_stdin: bool) -> bool:
     if hashed is None:
         raise ConfigError([f"{path}: there is no user {user!r}"])
     return passwords.matches(_password(from_stdin), hashed)
-
-
-def htpasswd() -> int:
-    """The console script: `htpasswd -Bbn USER PASSWORD`, as guides have it."""
-    return run_htpasswd(sys.argv[1:])
 
 
 def run_htpasswd(arguments: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ _UNITS = {
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST = 2**63 - 1  # Go counts nanoseconds in an int64
 _SIZE = re.compile(r"([0-9]{1,18})\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
+_REDIS_PORT = 6379
 SOCKET_PATH_LIMIT = 95  # characters: HAProxy binds `<path>.<pid>.tmp` first, and the system takes 107 (unix(7))
 _ADDR = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\[\]:/\s]*):([0-9]{1,5})")
 
@@ -101,6 +102,22 @@ def _url(value: str) -> str:
         raise wanted from None
     if not complete or re.search(r"\s", value):
         raise wanted
+    return value
+
+
+def redis_address(value: str) -> tuple[str, int]:
+    """Host and port of a Redis server, each of which may be left out. ValueError."""
+    try:
+        parts = urlsplit(f"//{value}")
+        if "/" not in value and "@" not in value:
+            return parts.hostname or "localhost", parts.port or _REDIS_PORT
+    except ValueError:
+        pass
+    raise ValueError("host:port, such as 10.0.0.20:6379; password, db and tls are settings of their own")
+
+
+def _redis_addr(value: str) -> str:
+    redis_address(value)
     return value
 
 
@@ -201,6 +218,7 @@ Page = Annotated[int, Field(ge=0), AfterValidator(lambda entries: entries or 100
 Threads = Annotated[int, BeforeValidator(_threads)]
 Url = Annotated[str, AfterValidator(_url)]
 Addr = Annotated[str, AfterValidator(_addr)]
+RedisAddr = Annotated[str, AfterValidator(_redis_addr)]
 Path = Annotated[str, _matching(r"(/[^?#\s]*)?", "a path that begins with a slash")]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Place = Annotated[str, AfterValidator(_place)]

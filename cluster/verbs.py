@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cluster import config
+from cluster.config_files import naming
 from cluster.errors import ConfigError
 
 
@@ -36,12 +37,12 @@ def _warn(loaded: config.Loaded) -> None:
 
 def run_check(arguments: argparse.Namespace) -> int:
     path = _find(arguments)
-    problems = config.check(path, os.environ)
-    for problem in problems:
-        print(problem)
-    if problems:
+    try:
+        loaded = config.check(path, os.environ)
+    except ConfigError as error:
+        print("\n".join(error.problems))
         return 1
-    _warn(config.load(path, os.environ))
+    _warn(loaded)
     print(f"{path}: no problems")
     return 0
 
@@ -63,7 +64,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from cluster import doctor, serve  # noqa: PLC0415 - the other commands start faster without the server
 
     settings = config.load(_find(arguments), os.environ).config
-    lines, agree = doctor.examine(settings, serve.key_ring(settings, draw=False))
+    with naming(settings):
+        lines, agree = doctor.examine(settings, serve.key_ring(settings, draw=False))
     print("\n".join(lines))
     return 0 if agree else 1
 
@@ -115,9 +117,9 @@ def run_user(arguments: argparse.Namespace) -> int:
 
     if arguments.file:
         return _user(arguments, arguments.file)
-    setting, path = users.file_of(config.load(_find(arguments), os.environ).config)
-    with users.named_by(setting, path):
-        return _user(arguments, path)
+    settings = config.load(_find(arguments), os.environ).config
+    with naming(settings):
+        return _user(arguments, users.file_of(settings))
 
 
 def _user(arguments: argparse.Namespace, path: str) -> int:
@@ -142,11 +144,12 @@ def run_tokenkey(arguments: argparse.Namespace) -> int:
     from cluster import authority  # noqa: PLC0415 - the other commands start faster without cryptography
 
     settings = config.load(_find(arguments), os.environ).config
-    if arguments.step == "retire":
-        lines = authority.retire_key(settings, arguments.key, force=arguments.force)
-    else:
-        steps = {"list": authority.list_keys, "rotate": authority.rotate_keys, "jwks": authority.print_key_set}
-        lines = steps[arguments.step](settings)
+    steps = {"list": authority.list_keys, "rotate": authority.rotate_keys, "jwks": authority.print_key_set}
+    with naming(settings):
+        if arguments.step == "retire":
+            lines = authority.retire_key(settings, arguments.key, force=arguments.force)
+        else:
+            lines = steps[arguments.step](settings)
     print("\n".join(lines))
     return 0
 
@@ -165,7 +168,9 @@ def run_policy_explain(arguments: argparse.Namespace) -> int:
     if arguments.file:
         rules = authority.read_policy(arguments.file)
     else:
-        rules = authority.policy_of(config.load(_find(arguments), os.environ).config)
+        settings = config.load(_find(arguments), os.environ).config
+        with naming(settings):
+            rules = authority.policy_of(settings)
     print("\n".join(authority.explain(rules, arguments.user, arguments.repository)))
     return 0
 

@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
         {"errors", "settings", "ports", "api"},
     ),
     "process": (
-        ["worker", "exchange", "serve", "doctor", "peers", "listener", "secretfile"],
+        ["worker", "exchange", "serve", "addresses", "doctor", "peers", "listener", "secretfile"],
         {"errors", "settings", "ports", "adapters", "registry", "api", "beside", "composition"},
     ),
     "judge": (["drill.history", "drill.facts", "drill.verdict"], set()),  # knows the registry by HTTP only
@@ -68,7 +68,7 @@ FLOORS: dict[str, tuple[list[str], set[str]]] = {
 # Library: the modules that may import it.
 HOMES: dict[str, list[str]] = {
     "falcon": ["api.*", "app"],
-    "gunicorn": ["serve", "worker", "exchange"],
+    "gunicorn": ["serve", "addresses", "worker", "exchange"],
     "pydantic": ["settings", "values", "config_schema"],
     "yaml": ["config_yaml", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
     "prometheus_client": ["metrics"],

@@ -119,8 +119,9 @@ def provide(directory: str, algorithm: str) -> None:
 def rotate(directory: str, algorithm: str, lifetime: float, now: float) -> tuple[SigningKey, list[SigningKey]]:
     """Publish a new key, and remove what nothing needs any more: the new one, and the removed. ConfigError."""
     ring = read(directory)
-    if ring.keys[-1].published >= int(now):
-        raise ConfigError([f"{directory}: the newest key has just been published, or this clock is slow"])
+    if (newest := ring.keys[-1].published) >= int(now):
+        when = f"the newest key was published at {_utc(newest)}, and this clock says {_utc(now)}"
+        raise ConfigError([f"{directory}: {when}: rotate again from {_utc(newest + 1)} on"])
     try:
         _publish(directory, int(now), algorithm)
         added = next(key for key in read(directory).keys if key.published == int(now))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from cluster.errors import ConfigError
 from cluster.settings import Redis
 from cluster.state import redis
 from cluster.state.breaker import Pace
 from cluster.state.commands import RedisStore
-from cluster.state.redis import Address, Login, Servers, Tls
+from cluster.state.redis import Login, Servers, Tls
 from cluster.state.shared import SharedState
+from cluster.values import redis_address
 
-_PORT = 6379
 _CONNECTIONS, _MOST_CONNECTIONS = 4, 16  # of a worker to a server: calls take turns on them, so few are enough
 
 _LIMIT, _SHORTEST = 1.0, 0.5  # seconds to connect, or for an answer while connecting: no request waits for it
@@ -35,7 +34,7 @@ async def open_store(where: Servers, secrets: Sequence[bytes]) -> RedisStore:
 def servers(section: Redis) -> Servers:
     """Both spellings, v2.8's and v3's. ConfigError."""
     return Servers(
-        addresses=tuple(_address(text) for text in section.addrs),
+        addresses=tuple(map(redis_address, section.addrs)),
         master=section.mastername,
         login=Login(section.username or None, section.password or None),
         sentinel_login=Login(section.sentinelusername or None, section.sentinelpassword or None),
@@ -46,16 +45,6 @@ def servers(section: Redis) -> Servers:
         answer_timeout=max(_limit(section.readtimeout), _limit(section.writetimeout)),
         connections=min(section.poolsize or section.pool.maxactive or _CONNECTIONS, _MOST_CONNECTIONS),
     )
-
-
-def _address(text: str) -> Address:
-    try:
-        parts = urlsplit(f"//{text}")
-        if "/" not in text and "@" not in text:
-            return parts.hostname or "localhost", parts.port or _PORT
-    except ValueError:
-        pass
-    raise ConfigError([f"redis.addrs: found {text!r}, wanted host:port"])
 
 
 def _tls(section: Redis) -> Tls | None:

@@ -65,7 +65,9 @@ class Member:
     @property
     def pid(self) -> int | None:
         """The leader of its process group; None while it does not run."""
-        return next(node["pid"] for node in self._cluster.state()["nodes"] if node["name"] == self.name)
+        # A cluster that is starting has not named all of its nodes yet.
+        nodes = self._cluster.state()["nodes"]
+        return next((node["pid"] for node in nodes if node["name"] == self.name), None)
 
     @property
     def is_back(self) -> bool:

@@ -6,8 +6,10 @@ apart; nodes say who they are in a header. Nothing is tried twice: what a stock 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import select
@@ -19,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ from typing import Any
 
 import pytest
 
+from cluster.auth import accounts, passwords
+from cluster.auth.attempts import LIMIT
 from cluster.haproxy import BalancerError, Runtime, render
 from cluster.settings import Cluster, Dns, Haproxy, Stickiness
 from tests.support.process import Node, Process, eventually, free_port
@@ -475,3 +479,55 @@ def test_nodes_that_dns_tells_of_are_found_and_new_ones_too(cluster: Running, mo
         assert found() == {"node-1", "node-2"}
         names.addresses.append("127.0.1.3")
         eventually(lambda: "node-3" in found(), LATE, "it gets work")
+
+
+GUESSERS = "127.0.0.71"
+
+
+@contextmanager
+def guarded(tmp_path: Path, **haproxy: Any) -> Iterator[Callable[..., int]]:
+    """A node with an account, behind HAProxy in mode http: the status for a password, from a client address.
+
+    As in compose.yml, clients may come from the networks in which the node's proxies are.
+    """
+    accounts.put(f"{tmp_path}/htpasswd", "alice", passwords.make(b"right", passwords.LOWEST_COST))
+    protected = {"auth": {"htpasswd": {"realm": "r", "path": f"{tmp_path}/htpasswd"}}}
+    ours = {"cluster": {"workers": 1, "trustedproxies": ["127.0.0.0/8"]}}
+    with Node(tmp_path / "node", {**protected, **ours}) as node, tempfile.TemporaryDirectory() as directory:
+        place = {"bind": f"127.0.0.1:{free_port()}", "socket": f"{directory}/haproxy.sock"}  # a short path
+        settings = Cluster(haproxy=Haproxy(**place, mode="http", **haproxy))
+        with Balancer(directory, settings, {"node-1": node.url}) as balancer:
+            eventually(lambda: balancer.up() == 1, LATE, "the node gets clients")
+
+            def login(password: str, address: str, **headers: str) -> int:
+                connection = http.client.HTTPConnection("127.0.0.1", balancer.port, 20, (address, 0))
+                token = base64.b64encode(f"alice:{password}".encode()).decode()
+                try:
+                    connection.request("GET", "/v2/", headers={"Authorization": f"Basic {token}", **headers})
+                    return connection.getresponse().status
+                finally:
+                    connection.close()
+
+            yield login
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded"])
+def test_a_guesser_gets_no_new_address_from_a_header_and_shuts_out_nobody_elsewhere(
+    tmp_path: Path, header: str
+) -> None:
+    value = {"X-Forwarded-For": "203.0.113.{}", "Forwarded": "for=203.0.113.{}"}[header]
+    with guarded(tmp_path) as login:
+        told = [login(f"wrong {n}", GUESSERS, **{header: value.format(n)}) for n in range(LIMIT + 3)]
+        assert told == [401] * LIMIT + [429] * 3
+        assert login("right", GUESSERS) == 429
+        assert login("right", "127.0.0.72", **{header: value.format(1)}) == 200
+        assert login("right", "127.0.0.72", **{header: value.format(0).replace("203.0.113.0", GUESSERS)}) == 200
+
+
+def test_a_proxy_in_front_of_haproxy_tells_whose_request_it_is(tmp_path: Path) -> None:
+    with guarded(tmp_path, proxies=[ipaddress.ip_network(f"{GUESSERS}/32")]) as login:
+        for number in range(LIMIT):
+            assert login(f"wrong {number}", GUESSERS, **{"X-Forwarded-For": "203.0.113.1"}) == 401
+        assert login("right", GUESSERS, **{"X-Forwarded-For": "203.0.113.1"}) == 429
+        assert login("right", GUESSERS, **{"X-Forwarded-For": "203.0.113.2"}) == 200
+        assert login("right", "127.0.0.72", **{"X-Forwarded-For": "203.0.113.1"}) == 200

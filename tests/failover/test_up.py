@@ -288,11 +288,12 @@ def test_ctrl_c_while_it_starts_is_no_failure_and_stops_everything(tmp_path: Pat
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_started(tmp_path: Path) -> None:
-    port = free_port()
+    port, directory = free_port(), tmp_path / "data"
     with socket.create_server(("127.0.0.1", port)):
-        done = run(Cluster(tmp_path, port=port), "up", "--port", str(port))
+        done = run(Cluster(directory, port=port), "up", "--port", str(port))
     assert done.returncode == 1
     assert f"port {port} is taken" in done.stderr
+    assert not directory.exists()
     assert "--port" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("data/run/*"))

@@ -1,7 +1,9 @@
 """The command line as an operator meets it: exit codes, and messages that say what to do."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,11 @@ from tests.node.nodes import brief
 from tests.support.process import Config, Node, free_port, merge
 
 
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, given: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("REGISTRY_", "WEB_"))}
     return subprocess.run(
         [sys.executable, "-m", "cluster", *arguments],
+        input=given,
         capture_output=True,
         text=True,
         env=clean | variables,
@@ -99,6 +102,22 @@ def test_a_check_warns_of_what_a_node_would_warn_of(config: Path) -> None:
     assert "warning: Ignoring unrecognized environment variable REGISTRY_HTTP_ADR" in done.stderr
 
 
+def test_a_check_warns_of_files_that_are_on_another_machine(tmp_path: Path) -> None:
+    accounts = {"auth": {"htpasswd": {"realm": "r", "path": "/none"}}}  # a node makes this one
+    path = write(tmp_path, {**accounts, "cluster": {"policy": "/none.yml"}})
+    (tmp_path / "data").mkdir()
+    done = run("config", "check", str(path))
+    assert (done.returncode, done.stdout) == (0, f"{path}: no problems\n")
+    warning = "cluster.policy: /none.yml: cannot be read here: No such file or directory"
+    assert done.stderr == f"registry-cluster: warning: {warning}\n"
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_a_check_reads_its_standard_input_once(config: Path, name: str) -> None:
+    done = run("config", "check", name, given=config.read_text(encoding="utf-8"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "/dev/stdin: no problems\n", "")
+
+
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     wrong = {"http": {"adr": ":5000", "draintimeout": "soon"}, "log": {"level": "loud"}}
     done = run("config", "check", str(write(tmp_path, wrong)))
@@ -131,10 +150,13 @@ def test_what_is_in_force_is_shown_without_its_secrets(tmp_path: Path) -> None:
         ({"storage": {"s3": {"bucket": "a"}}}, ["storage"]),
         ({"storage": {"filesystem": {"rootdirectory": "/does/not/exist"}}}, ["rootdirectory", "/does/not/exist"]),
         ({"storage": {"filesystem": {"rootdirectory": "/dev/null"}}}, ["rootdirectory", "/dev/null"]),
+        ({"auth": {"htpasswd": {"realm": "r", "path": "/proc"}}}, ["auth.htpasswd.path: /proc: ", "a directory"]),
+        ({"cluster": {"secretfile": "/proc/none"}, "http": {"secret": None}}, ["cluster.secretfile: /proc/none: "]),
         ({"storage": {"filesystem": {"rootdirectory": "/proc"}}}, ["rootdirectory", "/proc", "writable"]),
     ],
 )
 def test_a_node_that_cannot_serve_says_why_and_ends_with_1(tmp_path: Path, over: Config, words: list[str]) -> None:
+    (tmp_path / "data").mkdir()
     done = run("serve", str(write(tmp_path, over)))
     assert done.returncode == 1, done.stderr
     assert any(all(word in line for word in words) for line in done.stderr.splitlines()), done.stderr
@@ -163,14 +185,32 @@ def test_a_number_of_workers_that_is_none_is_refused(config: Path, count: str) -
     assert "WEB_CONCURRENCY" in done.stderr and count in done.stderr
 
 
-@pytest.mark.slow  # the port is tried for five seconds
-def test_a_port_that_is_taken_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
-    with brief(Node(tmp_path / "first")) as first:
-        (tmp_path / "data").mkdir()
-        done = run("serve", str(write(tmp_path, {"http": {"addr": first.host}})))
+ADDRESSES: dict[str, tuple[Config, str]] = {
+    "taken": ({"addr": "{taken}"}, "http.addr: {taken}: address already in use: stop what listens there"),
+    "taken everywhere": ({"addr": ":{port}"}, "http.addr: [::]:{port}: address already in use: stop what listens"),
+    "not of this machine": ({"addr": "192.0.2.1:5000"}, "http.addr: 192.0.2.1:5000: cannot assign requested"),
+    "debug": ({"debug": {"addr": "{taken}"}}, "http.debug.addr: {taken}: address already in use: stop what"),
+    "no directory": ({"net": "unix", "addr": "/none/s"}, "http.addr: /none/s: no such file or directory: wanted a"),
+    "no socket": ({"net": "unix", "addr": "/dev/null"}, "http.addr: /dev/null: something that is no socket"),
+    "too long": ({"net": "unix", "addr": f"/tmp/{'a' * 120}"}, "aaa: af_unix path too long: wanted a path"),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES)
+def test_an_address_that_cannot_be_had_is_named_with_its_setting_before_anything_is_made(
+    tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        text = json.dumps(ADDRESSES[case]).replace("{taken}", f"127.0.0.1:{port}").replace("{port}", str(port))
+        over, words = json.loads(text)
+        done = run("serve", str(write(tmp_path, {"http": over})))
     assert done.returncode == 1
-    assert first.host in done.stderr or str(first.port) in done.stderr
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert words in line
+    assert "gunicorn" not in done.stderr  # it would try for five seconds
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_node_warns_of_an_unknown_key_and_of_a_secret_that_it_draws_and_serves(tmp_path: Path) -> None:

@@ -33,6 +33,13 @@ def problems(text: str, environ: dict[str, str] | None = None) -> list[str]:
     return caught.value.problems
 
 
+def wrong_with(path: Path) -> list[str]:
+    """What a check of a file finds."""
+    with pytest.raises(ConfigError) as caught:
+        check(path, {})
+    return caught.value.problems
+
+
 # -- Finding and reading
 
 
@@ -44,6 +51,7 @@ def test_the_argument_goes_before_the_variable_and_the_variable_before_the_usual
     assert find("given.yml", environ, usual) == Path("given.yml")
     assert find(None, environ, usual) == Path("/variable.yml")
     assert find(None, {"REGISTRY_CONFIGURATION_PATH": ""}, usual) == usual[1]
+    assert find("-", environ, usual) == Path("/dev/stdin")
 
 
 def test_a_file_that_is_nowhere_is_a_problem_that_names_the_places() -> None:
@@ -59,7 +67,7 @@ def test_a_file_that_cannot_be_read_is_one_readable_problem(tmp_path: Path) -> N
         (tmp_path, os.strerror(21)),
         (binary, "not UTF-8 text"),
     ]:
-        assert check(path, {}) == [f"{path}: cannot be read: {reason}"]
+        assert wrong_with(path) == [f"{path}: cannot be read: {reason}"]
         with pytest.raises(ConfigError, match=re.escape(reason)):
             load(path, {})
 
@@ -267,7 +275,7 @@ WRONG = [
         'http.host: found "example.com", wanted a URL such as https://registry.example.com',
     ),
     (BASE + "http: {prefix: 'x?y'}", 'http.prefix: found "/x?y", wanted a path that begins with a slash'),
-    (BASE + "http: {headers: {X: y}}", 'http.headers.X: found "y", wanted a list'),
+    (BASE + "http: {headers: {X: z}}", 'http.headers.X: found "z", wanted a list'),
     (BASE + "http: {headers: {X Y: [z]}}", 'http.headers."X Y": found "X Y", wanted a header name'),
     (
         BASE + 'http: {headers: {X: ["a\\nb"]}}',
@@ -291,6 +299,18 @@ WRONG = [
     (
         BASE + "cluster: {chunkminlength: 5 apples}",
         'cluster.chunkminlength: found "5 apples", wanted a size in bytes, or one such as 64KiB, 5MiB or 5MB',
+    ),
+    *(
+        (
+            BASE + f"redis: {{addrs: ['{text}']}}",
+            f'redis.addrs[0]: found "{text}", wanted host:port, such as '
+            "10.0.0.20:6379; password, db and tls are settings of their own",
+        )
+        for text in ("redis://redis:6379", "redis:port", "redis:99999", "user@redis:6379", "[::1:6379", "::1")
+    ),
+    (
+        BASE + "http: {addr: :5000}",
+        "config.yml, line 3: not YAML: expected the node content, but found ':'; quote it if it is text",
     ),
     (BASE + "redis: {addr: [a]}", "redis.addrs[0] (redis.addr): found a list, wanted text"),
     (BASE + "storage: {filesystem: {}}", "config.yml, line 3: storage is written twice"),
@@ -513,13 +533,36 @@ def test_an_unknown_key_warns_when_loading_and_fails_a_check(tmp_path: Path) -> 
         '"a\\nb": unknown key',
     ]
     assert load(path, {}).warnings == lines
-    assert check(path, {}) == lines
+    assert wrong_with(path) == lines
+
+
+@pytest.mark.parametrize("written", ['"true"', "'yes'", "1", "[true]", "sure"])
+def test_what_is_no_truth_value_allows_no_deletes_as_in_distribution(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(f"version: 0.1\nstorage: {{filesystem: {{}}, delete: {{enabled: {written}}}}}\n")
+    loaded = load(path, {})
+    assert loaded.config.storage.delete.enabled is False
+    assert loaded.warnings == wrong_with(path)
+    (line,) = loaded.warnings
+    assert line.startswith("storage.delete.enabled: found ")
+    assert line.endswith(", which allows no deletes, as in Distribution: wanted true or false, without quotes")
+    loaded = load(path, {"REGISTRY_STORAGE_DELETE_ENABLED": "true"})
+    assert (loaded.config.storage.delete.enabled, loaded.warnings) == (True, [])
+
+
+@pytest.mark.parametrize("word", ["y", "Y", "yes", "on", "True"])
+def test_the_truth_values_are_those_of_gos_yaml(word: str) -> None:
+    assert parse(BASE + f"http: {{relativeurls: {word}, secret: {word}}}\n", {}).config.http.relativeurls is True
+    assert parse(BASE + f"http: {{relativeurls: {word}, secret: {word}}}\n", {}).config.http.secret == word
+    assert problems(BASE + f'http: {{relativeurls: "{word}"}}\n') == [
+        f'http.relativeurls: found "{word}", wanted true or false'
+    ]
 
 
 def test_a_check_of_a_good_file_is_silent(tmp_path: Path) -> None:
     path = tmp_path / "config.yml"
-    path.write_text(V2)
-    assert check(path, {}) == []
+    path.write_text(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}}}}}\n")
+    assert check(path, {}).warnings == []
 
 
 # -- Durations and sizes
@@ -606,7 +649,7 @@ log: {{hooks: [{{type: mail, options: {{smtp: {{username: mailer, password: {SEC
 http: {{secret: {SECRET}, headers: {{X-Shown: [shown]}}}}
 notifications:
   endpoints: [{{name: a, url: "https://u:{SECRET}@example.com/", headers: {{Authorization: [{SECRET}]}}}}]
-redis: {{addrs: ["redis://u:{SECRET}@h:6379"], password: {SECRET}, sentinelpassword: {SECRET}, username: user}}
+redis: {{addrs: ["h:6379"], password: {SECRET}, sentinelpassword: {SECRET}, username: user}}
 proxy: {{username: user, password: {SECRET}}}
 health: {{http: [{{uri: "https://{SECRET}@example.com", headers: {{X-Key: [{SECRET}]}}}}]}}
 reporting: {{bugsnag: {{apikey: {SECRET}}}, newrelic: {{licensekey: {SECRET}}}}}
@@ -625,7 +668,6 @@ def test_the_configuration_is_shown_without_its_secrets() -> None:
     assert data["http"]["secret"] == "<hidden>"
     assert data["http"]["headers"] == {"X-Shown": ["shown"]}
     assert data["cluster"]["secrets"] == ["<hidden>", "<hidden>"]
-    assert data["redis"]["addrs"] == ["redis://<hidden>@h:6379"]
     assert data["redis"]["username"] == "user"
     assert data["notifications"]["endpoints"][0]["headers"] == {"Authorization": ["<hidden>"]}
     assert data["log"]["hooks"][0]["options"]["smtp"] == {"username": "mailer", "password": "<hidden>"}
@@ -655,6 +697,8 @@ def test_the_representation_of_a_configuration_holds_no_secret_of_ours() -> None
         f"cluster: {{secrets: {SECRET}}}",
         f"redis: {{passwrod: {SECRET}, password: [{SECRET}]}}",
         f"redis: {{addrs: 'redis://:{SECRET}@h'}}",
+        f"redis: {{addrs: ['redis://:{SECRET}@h:6379/0', ':{SECRET}@h:6379', 'u:{SECRET}@h']}}",
+        f"redis: {{addr: 'redis://u:{SECRET}@h'}}",
         f"notifications: {{endpoints: [{{headers: {{Authorization: {SECRET}}}}}]}}",
         f"notifications: {{endpoints: [{{headers: {{Authorization: ['{SECRET} \\\\ ☃']}}}}]}}",
         f"http: {{host: 'ftp://u:{SECRET}@h'}}",
@@ -834,7 +878,7 @@ def test_the_example_names_every_setting() -> None:
 def test_the_example_names_no_setting_that_does_not_exist(tmp_path: Path) -> None:
     everything = tmp_path / "config.yml"
     everything.write_text(_switched_on(EXAMPLE.read_text()))
-    told = check(everything, {})
+    told = wrong_with(everything)
     assert [line for line in told if "unknown key" in line or "twice" in line or "found" in line] == [
         "storage: found filesystem, inmemory, s3, s3aws, azure, gcs, swift, oss, wanted one driver",
         "auth: found htpasswd, token, silly, wanted one of them",

@@ -75,14 +75,6 @@ def test_no_limit_is_a_limit_all_the_same() -> None:
     assert (found.dial_timeout, found.answer_timeout) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    "text", ["redis://redis:6379", "redis:port", "redis:99999", "user@redis:6379", "[::1:6379"]
-)
-def test_an_address_that_is_none_is_an_error_of_the_configuration(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"redis\.addrs"):
-        servers(Redis(addrs=[text]))
-
-
 def test_tls_is_on_when_a_file_is_named(tmp_path: Path) -> None:
     files = Certificates(tmp_path)
     tls = {"certificate": files.client, "key": files.client_key, "rootcas": [files.authority]}
