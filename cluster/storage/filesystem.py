@@ -159,10 +159,14 @@ class FilesystemDriver:
         self._disk.close(opened[0])
 
     def _reader(self, fd: int, size: int) -> FileReader:
-        close: Callable[[], object] = partial(self._disk.close, fd)
-        if not self._try_cached:  # the file system may have to tell somebody else of it
-            close = partial(self._threads.leave, close)
-        return FileReader(fd, size, self._threads, close, chunk=self._chunk, try_cached=self._try_cached)
+        return FileReader(
+            fd, size, self._threads, self._closing(fd), chunk=self._chunk, try_cached=self._try_cached
+        )
+
+    def _closing(self, fd: int) -> Callable[[], object]:
+        """What closes a descriptor. A file system that is not local may have to tell somebody, and to wait."""
+        close = partial(self._disk.close, fd)
+        return close if self._try_cached else partial(self._threads.leave, close)
 
     async def write(self, path: str, content: bytes) -> None:
         await self._threads.run(self._write, self._full(path), content)
@@ -286,7 +290,7 @@ class FilesystemDriver:
     async def hold(self, open_lock: Callable[[str], int], path: str, timeout: float) -> AsyncIterator[None]:
         """As `lock`, on a file that is opened in a way of the caller's."""
         fd = await self._threads.open(open_lock, self._disk.close, path)
-        tenure = Tenure(partial(self._threads.leave, partial(self._disk.close, fd)))
+        tenure = Tenure(self._closing(fd))
         try:
             with tenure:
                 await self._acquire(fd, path, timeout)
