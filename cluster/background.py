@@ -21,9 +21,9 @@ class Task:
 
     name: str
     run: Callable[[], Awaitable[object]]
-    interval: float  # seconds between the end of one run and the start of the next
+    interval: float  # seconds from the end of one run to the start of the next
     first: float  # seconds until the first run; a random part of it, so that not all workers run at once
-    steady: bool = False  # the interval begins with the start of a run: one that takes long delays the next less
+    steady: bool = False  # from the start to the start: one that takes as long is followed by the next at once
 
 
 class Background:

@@ -154,9 +154,7 @@ class ServedCertificate:
         try:
             self.context = server_context(self._settings)
         except ConfigError as error:
-            if (
-                stamp != self._misfit
-            ):  # seen in the middle of a renewal, perhaps: the rest of it is there the next time
+            if stamp != self._misfit:  # perhaps a renewal is under way: then all of it is there the next time
                 self._misfit = stamp
                 return
             _log.error("the renewed certificate cannot be served, the old one still is: %s", error)
