@@ -23,7 +23,7 @@ from cluster.auth.tokens import LEEWAY, sign_token
 from tests.node.nodes import brief, no_trouble
 from tests.node.raw import digest_of
 from tests.node.test_commands import run
-from tests.support.process import Config, Distribution3, Node, eventually
+from tests.support.process import Config, Distribution3, Node, eventually, free_port
 from tests.support.tokens import ISSUER, SERVICE, claims
 
 PASSWORD = "a password that no log may show"
@@ -268,6 +268,7 @@ def test_a_policy_with_mistakes_is_told_by_line_and_stops_a_start(pair: Pair, tm
     assert f"{wrong}: line 5: unknown key 'allow' in a rule" in checked.stderr
     settings = yaml.safe_load(Path(pair.config()).read_text())
     settings["cluster"]["policy"] = str(wrong)
+    settings["http"]["addr"] = f"127.0.0.1:{free_port()}"
     (tmp_path / "config.yml").write_text(yaml.safe_dump(settings))
     started = run("serve", str(tmp_path / "config.yml"))
     assert started.returncode == 1

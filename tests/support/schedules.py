@@ -63,6 +63,9 @@ class InPlace(Threads):
             outcome.set_exception(error)
         return outcome
 
+    def leave(self, call: Callable[[], object]) -> None:
+        call()
+
 
 class Killed(Exception):
     """The process of this operation is dead: none of its calls takes place any more."""
