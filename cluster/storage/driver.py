@@ -98,7 +98,8 @@ class Driver(Protocol):
         """Exclude all other holders of this lock, on every node, for the block.
 
         Asked for until `timeout` seconds have passed, then LockTimeout. Dropped when the holder's process dies;
-        never broken by time (rule T2).
+        never broken by time (rule T2). Where giving it back takes somebody's answer (NFS, FUSE), nobody waits for
+        that: it is free a moment after the block.
         """
 
     async def sweep(self, before: float) -> int:
