@@ -35,6 +35,7 @@ from cluster.background import Background, Task
 from cluster.errors import ConfigError
 from cluster.identity import Identity, identify
 from cluster.logs import AccessLog
+from cluster.outlet import Outlet
 from cluster.patterns import Pattern
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
@@ -79,7 +80,9 @@ class Parts:
     driver: Driver
     uploads: Uploads
     secrets: Sequence[bytes]  # sign with the first, accept any
-    observers: Sequence[Observer] = ()
+    observers: Sequence[Observer] = ()  # of every request; the access log is one more
+    access_log: AccessLog | None = None
+    tell_in_flight: Callable[[int], object] | None = None  # hears how many requests are under way
     identity: Identity | None = None
     state: SharedState = field(default_factory=lambda: SharedState(None))
     authenticator: Authenticator | None = None  # None: everybody may do everything
@@ -153,7 +156,8 @@ def create_app(config: Config, parts: Parts) -> Application:
     edge = Edge(
         app,
         headers=[_API_VERSION, *_configured_headers(config)],
-        observers=parts.observers,
+        observers=[*parts.observers, *([parts.access_log] if parts.access_log else [])],
+        tell_in_flight=parts.tell_in_flight,
         debug_app=debug_app,
         debug_port=port_of(config.http.debug.addr) if debug_app is not None else None,
     )
@@ -165,17 +169,12 @@ def build(
     secrets: Sequence[bytes],
     *,
     identity: Identity | None = None,
-    metrics: Observer | None = None,
+    observers: Sequence[Observer] = (),
+    tell_in_flight: Callable[[int], object] | None = None,
     tally: Tally | None = None,
 ) -> Application:
     """An application on the storage that the configuration names. Call it in the process that will serve."""
     driver, uploads = storage(config)
-    observers: list[Observer] = []
-    if not config.log.accesslog.disabled:
-        probes = config.log.level == "debug"
-        observers.append(AccessLog(config.log.formatter, config.log.fields, probes=probes))
-    if metrics is not None:
-        observers.append(metrics)
     state = build_state(config.redis, secrets)
     return create_app(
         config,
@@ -184,13 +183,22 @@ def build(
             uploads,
             secrets,
             observers,
-            identity,
-            state,
+            access_log=_access_log(config),
+            tell_in_flight=tell_in_flight,
+            identity=identity,
+            state=state,
             authenticator=_or_closed(partial(build_authenticator, config, state), Closed),
             token_server=_or_closed(partial(build_token_server, config, state), ClosedTokenServer),
             tally=tally or Tally(),
         ),
     )
+
+
+def _access_log(config: Config) -> AccessLog | None:
+    if config.log.accesslog.disabled:
+        return None
+    probes = config.log.level == "debug"
+    return AccessLog(config.log.formatter, config.log.fields, Outlet(1, "stdout"), probes=probes)
 
 
 def _or_closed(
@@ -317,13 +325,7 @@ def _background(config: Config, health: Health, purger: Purger, parts: Parts, id
         tasks.append(Task("accounts and keys", parts.authenticator.refresh, _REFRESH, _REFRESH))
     if parts.token_server is not None:
         tasks.append(Task("accounts and keys of tokens", parts.token_server.refresh, _REFRESH, _REFRESH))
-    logs = [observer for observer in parts.observers if isinstance(observer, AccessLog)]
-
-    def flush() -> None:
-        for log in logs:
-            log.flush()
-
-    return Background(tasks, flush)
+    return Background(tasks, parts.access_log.flush if parts.access_log else lambda: None)
 
 
 def _node(config: Config, identity: Identity) -> Node:

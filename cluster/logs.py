@@ -8,19 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
 from cluster.api.edge import Record
+from cluster.outlet import Outlet
 
 _LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _FLUSH = 0.1  # seconds a line may wait for others
-_BUFFER = 64 * 1024  # bytes
+_BUFFER = 64 * 1024  # bytes that wait for others at most
 _LONGEST = 2048  # bytes that a line holds of a path, a query or a header
 _HIDDEN = ("_state", "password", "refresh_token", "access_token", "token")
 _UNPRINTABLE = re.compile(r'[^\x20-\x7e]|["\\]')
@@ -62,7 +61,7 @@ class TextFormatter(logging.Formatter):
 
 def set_up(level: str, formatter: str, fields: Mapping[str, Any]) -> None:
     """Send the program's log to stderr in the form of `log.formatter`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(Outlet(2, "stderr"))
     handler.setFormatter(TextFormatter(fields) if formatter == "text" else JsonFormatter(fields))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -70,23 +69,23 @@ def set_up(level: str, formatter: str, fields: Mapping[str, Any]) -> None:
 
 
 class AccessLog:
-    """One line for each request. Lines are written together, at the latest after a tenth of a second.
+    """One line for each request. Lines go out together, at the latest after a tenth of a second.
 
     A probe that was told that all is well gets one only where `probes` says so: each balancer asks once a second.
     """
 
-    def __init__(self, formatter: str, fields: Mapping[str, Any], fd: int = 1, *, probes: bool = False) -> None:
+    def __init__(self, formatter: str, fields: Mapping[str, Any], outlet: Outlet, *, probes: bool = False) -> None:
         self._fields = dict(fields)
         self._probes = probes
         self._format = self._text if formatter == "text" else self._json
-        self._fd = fd
-        self._lines: list[str] = []
+        self._outlet = outlet
+        self._lines: list[bytes] = []
         self._size = 0
 
     def __call__(self, record: Record) -> None:
         if record.status == 200 and record.scope.get("registry.handler") == "health" and not self._probes:
             return
-        line = self._format(record)
+        line = self._format(record).encode()
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH, self.flush)
         self._lines.append(line)
@@ -95,14 +94,9 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
-        data = "".join(self._lines).encode()
-        self._lines, self._size = [], 0
-        try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError:  # nobody reads our output any more: serving goes on
-            pass
+        """Let go of what waits for others."""
+        lines, self._lines, self._size = self._lines, [], 0
+        self._outlet.put(lines)
 
     def _text(self, record: Record) -> str:
         """Apache's combined form, then the seconds taken and the request id."""

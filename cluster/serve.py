@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from functools import partial
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -68,16 +69,13 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """Called in each worker, after the fork: threads and the event loop belong to it."""
-        metrics = None
+        make = partial(build, self._config, self._keys, identity=self._identity, tally=self._tally)
         if self._config.http.debug.prometheus.enabled:
             from cluster.metrics import Metrics  # noqa: PLC0415 - it reads its directory when imported
 
             metrics = Metrics()
-        self._application = build(
-            self._config, self._keys, identity=self._identity, metrics=metrics, tally=self._tally
-        )
-        if metrics is not None:
-            self._application.edge.tell_in_flight = metrics.in_flight.set
+            make = partial(make, observers=[metrics], tell_in_flight=metrics.in_flight.set)
+        self._application = make()
         return self._application.edge
 
     def is_plain(self, sock: Any) -> bool:

@@ -1,6 +1,6 @@
 """The architecture as a test: which module may import which, and where each library of others has its home.
 
-Owns the two tables of ARCHITECTURE.md in a form that can be checked; reads the source, imports nothing of it.
+Reads the two tables of ARCHITECTURE.md that say so, and the source; imports nothing of it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -15,71 +16,30 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cluster")
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PACKAGE = os.path.join(PROJECT, "cluster")
 
-# Floor: its modules, and the floors below that they may use besides their own. A pattern may stand for several
-# modules; the first floor that has a module counts.
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of ARCHITECTURE.md."""
+    with open(os.path.join(PROJECT, "ARCHITECTURE.md"), encoding="utf-8") as file:
+        section = file.read().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    table = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in table[2:]]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# Floor: its modules, and the floors that they may use besides their own.
 FLOORS: dict[str, tuple[list[str], set[str]]] = {
-    "errors": (["errors", "__init__"], set()),
-    "rules": (["oci.*"], {"errors"}),
-    "settings": (["settings", "values", "config", "config_*", "ciphers", "patterns"], {"errors"}),
-    "ports": (
-        ["storage.driver", "storage.layout", "state.store", "state.keys", "auth.access", "auth.grants"],
-        {"errors", "rules"},
-    ),
-    # Where concrete classes meet; nothing below may know the configuration, or which adapter it talks to.
-    "composition": (
-        ["app", "state.build", "auth.build"],
-        {"errors", "rules", "settings", "ports", "adapters", "registry", "api", "beside"},
-    ),
-    "adapters": (["storage.*", "state.*", "auth.*"], {"errors", "rules", "ports"}),
-    "registry": (["registry.*"], {"errors", "rules", "ports"}),
-    "api": (["api.*"], {"errors", "rules", "ports", "registry"}),
-    "beside": (
-        ["logs", "metrics", "background", "identity", "tls", "tally"],
-        {"errors", "settings", "ports", "api"},
-    ),
-    "process": (
-        ["worker", "exchange", "serve", "addresses", "doctor", "peers", "listener", "secretfile"],
-        {"errors", "settings", "ports", "adapters", "registry", "api", "beside", "composition"},
-    ),
-    "judge": (["drill.history", "drill.facts", "drill.verdict"], set()),  # knows the registry by HTTP only
-    "commands": (
-        [
-            "local",
-            "blueprint",
-            "places",
-            "operate",
-            "embedded",
-            "haproxy",
-            "users",
-            "authority",
-            "certificates",
-            "trust",
-            "protect",
-            "supervisor",
-        ],
-        {"errors", "rules", "settings", "adapters", "beside", "process"},
-    ),
-    "drill": (["drill.*"], {"errors", "commands", "judge"}),
-    "line": (["cli", "verbs", "__main__"], {"errors", "settings", "beside", "process", "commands", "drill"}),
+    floor: (code(modules), {name for name in uses.split(", ") if name})
+    for floor, modules, uses, _ in rows("The floors")
 }
 
 # Library: the modules that may import it.
-HOMES: dict[str, list[str]] = {
-    "falcon": ["api.*", "app"],
-    "gunicorn": ["serve", "addresses", "worker", "exchange"],
-    "pydantic": ["settings", "values", "config_schema"],
-    "yaml": ["config_yaml", "blueprint", "drill.cluster", "drill.faults", "auth.policy"],
-    "prometheus_client": ["metrics"],
-    "re2": ["patterns"],
-    "redis": ["state.redis"],
-    "jinja2": ["haproxy", "drill.report"],
-    "fakeredis": ["embedded"],
-    "bcrypt": ["auth.passwords"],
-    "jwt": ["auth.tokens", "auth.keys"],
-    "cryptography": ["auth.tokens", "auth.keys", "auth.keyring", "certificates"],
-}
+HOMES: dict[str, list[str]] = {code(library)[0]: code(homes) for library, homes, _ in rows("Dependencies")}
 
 # Rules decide from values: no files, no network, no clock, no threads, no chance.
 IMPURE = {
@@ -109,7 +69,7 @@ def sources() -> Mapping[str, str]:
 
 
 def floor_of(module: str) -> str | None:
-    if module.endswith(".__init__"):
+    if module.endswith("__init__"):
         return "errors"  # a package's own file: a docstring, which everybody may read
     return next((floor for floor, (modules, _) in FLOORS.items() if matches(module, modules)), None)
 
@@ -199,6 +159,12 @@ def test_the_file_of_a_package_holds_a_docstring_and_nothing_else() -> None:
     for module, source in sources().items():
         if module.endswith(".__init__"):
             assert [type(node) for node in parsed(source).body] == [ast.Expr], module
+
+
+def test_the_tables_are_there_and_name_each_other() -> None:
+    assert len(FLOORS) > 10 and len(HOMES) > 10
+    for floor, (_, uses) in FLOORS.items():
+        assert uses <= FLOORS.keys() - {floor}, floor
 
 
 def test_every_floor_and_every_home_is_lived_in() -> None:

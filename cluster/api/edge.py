@@ -105,6 +105,7 @@ class Edge:
         *,
         headers: Sequence[Header] = (),
         observers: Sequence[Observer] = (),
+        tell_in_flight: Callable[[int], object] | None = None,
         debug_app: App | None = None,
         debug_port: int | None = None,
     ) -> None:
@@ -116,7 +117,7 @@ class Edge:
         self._prefix = os.urandom(6).hex()
         self._count = 0
         self._in_flight = 0
-        self.tell_in_flight: Callable[[int], object] | None = None  # hears how many requests are under way
+        self._tell_in_flight = tell_in_flight  # hears how many requests are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,8 +148,8 @@ class Edge:
 
     def _count_in_flight(self, change: int) -> None:
         self._in_flight += change
-        if self.tell_in_flight is not None:
-            self.tell_in_flight(self._in_flight)
+        if self._tell_in_flight is not None:
+            self._tell_in_flight(self._in_flight)
 
     def request_id(self, given: bytes | None) -> bytes:
         """The client's own, if it is one; otherwise one that no other request has."""

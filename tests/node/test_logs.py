@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,17 @@ def test_neither_tokens_nor_credentials_nor_secrets_get_into_any_log(talkative: 
     assert "_state=<hidden>" in log and "debug" in log
     for secret in [password, basic, SECRET, *(location.partition("_state=")[2][:40] for location in tokens)]:
         assert secret not in log, secret
+
+
+def test_a_log_that_nobody_reads_keeps_no_request_waiting_and_no_node_from_stopping(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    node = Node(tmp_path, {"log": {"level": "debug"}})
+    try:
+        with brief(node), Wire(node.port) as wire:
+            for _ in range(500):  # a mebibyte of lines; a pipe holds a sixteenth of that
+                assert wire.ask("GET", f"/v2/log/tags/list?{'a' * 2000}").status == 404
+            assert node.stop() == 0
+        assert b" /v2/log/tags/list?aaa" in os.read(reading, 64 * 1024)
+    finally:
+        os.close(reading)

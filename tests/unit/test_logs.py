@@ -12,6 +12,7 @@ import pytest
 
 from cluster.api.edge import Record
 from cluster.logs import AccessLog
+from cluster.outlet import Outlet
 
 LONG = b"a" * 20_000
 
@@ -24,9 +25,11 @@ def line(formatter: str = "text", *, query: bytes = b"", path: bytes = b"/v2/", 
 
     async def write() -> bytes:
         with tempfile.TemporaryFile() as file:
-            log = AccessLog(formatter, {}, file.fileno())
+            outlet = Outlet(file.fileno(), "file")
+            log = AccessLog(formatter, {}, outlet)
             log(record)
             log.flush()
+            outlet.drain(20)
             file.seek(0)
             return file.read()
 
