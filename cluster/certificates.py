@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cluster import files
 from cluster.errors import ConfigError
-from cluster.storage.disk import Disk, write_beside
 from cluster.values import is_host_name
 
 # No name ends in .key: docker and podman would take that for a client's, where they are given the whole directory.
@@ -88,8 +88,8 @@ def create(directory: str, what: Subject, *, force: bool = False) -> None:
             )
         key = ec.generate_private_key(ec.SECP256R1())
         authority = _authority(key)
-        _write(f"{directory}/{CA_KEY}", _pem_of_key(key), 0o600)
-        _write(f"{directory}/{CA}", _pem_of(authority), 0o644)
+        files.replace(f"{directory}/{CA_KEY}", _pem_of_key(key), keep=True)
+        files.replace(f"{directory}/{CA}", _pem_of(authority), 0o644, keep=True)
         _issue(directory, authority, key, what)
 
 
@@ -160,18 +160,19 @@ def _issue(
         .sign(authority_key, hashes.SHA256())
     )
     public, private = _pem_of(certificate), _pem_of_key(key)
-    files = {SERVER_KEY: (private, 0o600), SERVER: (public, 0o644), BUNDLE: (public + private, 0o600)}
+    contents = {SERVER_KEY: (private, 0o600), SERVER: (public, 0o644), BUNDLE: (public + private, 0o600)}
     aside: dict[str, str] = {}
     try:
-        for name, (data, mode) in files.items():
-            aside[name] = _write_aside(f"{directory}/{name}", data, mode)
-        for name in files:
+        # The node that reads a key is often another user than the one who renews it: owner and mode stay.
+        for name, (data, mode) in contents.items():
+            aside[name] = files.beside(f"{directory}/{name}", data, mode, keep=True)
+        for name in contents:
             os.replace(aside[name], f"{directory}/{name}")
             del aside[name]
     finally:
         for temporary in aside.values():
             os.unlink(temporary)
-    Disk().sync_path(directory)
+    files.sync(directory)
 
 
 def _builder(
@@ -262,12 +263,3 @@ def _pem_of(certificate: x509.Certificate) -> bytes:
 def _pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     plain = serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-
-
-def _write(path: str, data: bytes, mode: int) -> None:
-    os.replace(_write_aside(path, data, mode), path)
-
-
-def _write_aside(path: str, data: bytes, mode: int) -> str:
-    """The node that reads a key is often another user than the one who renews it: owner and mode stay."""
-    return write_beside(path, data, os.stat(path) if os.path.exists(path) else None, mode)

@@ -13,11 +13,10 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster import __version__
+from cluster import __version__, files
 from cluster.settings import Config
 from cluster.storage import layout
 
@@ -69,17 +68,8 @@ def write_mark(directory: str, identity: Identity) -> None:
     """Leave the mark on storage, visible to whoever reads it from another node. OSError."""
     path = mark_path(directory, identity.name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(8)}"
-    try:
-        with open(temporary, "w", encoding="ascii") as file:
-            json.dump({"name": identity.name, "mark": identity.mark, "started": identity.started}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):  # a node that is started again and again would leave one each time
-            os.unlink(temporary)
-        raise
+    mark = {"name": identity.name, "mark": identity.mark, "started": identity.started}
+    files.replace(path, json.dumps(mark).encode(), mode=0o644)
 
 
 def read_mark(directory: str, name: str) -> str | None:

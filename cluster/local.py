@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from cluster import files
 from cluster.blueprint import Blueprint
 from cluster.errors import ConfigError
 from cluster.peers import UNANSWERED, ask
@@ -166,7 +167,7 @@ class LocalCluster:
     def _secret(self) -> str:
         path = f"{self._directory}/secret"
         if not os.path.exists(path):
-            write_private(path, secrets.token_hex(32))
+            files.replace(path, secrets.token_hex(32).encode())
         with open(path, encoding="ascii") as file:
             return file.read()
 
@@ -181,7 +182,7 @@ class LocalCluster:
 
     def _node_child(self, name: str, url: str) -> Child:
         path = f"{self._run}/{name}.yml"
-        write_private(path, self._blueprint.text(name))
+        files.replace(path, self._blueprint.text(name).encode())
         place, trust, log = self._place(name), self._protection.trust(), f"{self._run}/{name}.log"
         command = [*place.around, sys.executable, "-m", "cluster", "serve", path, *place.arguments]
         return Child(name, command, log, place.environment, is_ready=lambda: is_ready(url, trust))
@@ -223,9 +224,7 @@ class LocalCluster:
         if self._protection.authority is not None:
             state["ca"] = self._protection.authority
         path = f"{self._directory}/{STATE}"
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(state, file, indent=2)
-        os.replace(f"{path}.new", path)
+        files.replace(path, json.dumps(state, indent=2).encode(), mode=0o644)
 
     def _print_welcome(self) -> None:
         host = reference_host(_HOST, self._port)
@@ -260,15 +259,6 @@ class LocalCluster:
     def _curl_options(self) -> str:
         authority = f"--cacert {self._protection.authority} " if self._protection.authority else ""
         return authority + (f"-u {USER} " if self._protection.auth == "htpasswd" else "")
-
-
-def write_private(path: str, text: str) -> None:
-    """A file that only its owner may read, replaced in one step."""
-    temporary = f"{path}.{secrets.token_hex(4)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def data_option(directory: str) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 
+from cluster import files
 from cluster.errors import ConfigError
-from cluster.storage.disk import Disk, write_beside
 
 SIGN, NEXT, PAST = ROLES = ("sign", "next", "past")
 _SECRET_BYTES = 32
@@ -71,24 +71,12 @@ def draw() -> str:
 def create(path: str, content: bytes) -> None:
     """A file of mode 0600, whole and durable; FileExistsError when there is one: exactly one caller makes it."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    disk, temporary = Disk(), write_beside(path, content)
-    try:
-        disk.link(temporary, path)
-    finally:
-        disk.unlink(temporary)
-        disk.sync_path(os.path.dirname(path) or ".")
+    files.create(path, content)
 
 
 def _replace(path: str, ring: Ring) -> None:
-    disk, place = Disk(), os.path.realpath(path)
     try:
-        temporary = write_beside(place, _text(ring), os.stat(place))
-        try:
-            disk.rename(temporary, place)
-        except OSError:
-            disk.unlink(temporary)
-            raise
-        disk.sync_path(os.path.dirname(place))
+        files.replace(path, _text(ring), keep=True)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be written: {error.strerror or error}"]) from error
 

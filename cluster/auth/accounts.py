@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cluster import files
 from cluster.auth import passwords
 from cluster.errors import ConfigError
-from cluster.storage.disk import Disk, write_beside
 
 _MODE = 0o600
 _PATIENCE = 10.0  # seconds for somebody else's edit
@@ -61,23 +61,23 @@ def read(path: str) -> passwords.Accounts:
 
 
 def provide(path: str) -> None:
-    """Make a file that is missing, as Distribution does: one user, whose password is logged once. ConfigError."""
+    """Make a file that is missing, as Distribution does: one user, and a password drawn for it. ConfigError.
+
+    Distribution logs the password. Here it is in a file beside, which the log names: logs are read by many.
+    """
     if os.path.lexists(path):
         return
-    password, disk = secrets.token_urlsafe(32), Disk()
+    password, told = secrets.token_urlsafe(32), f"{path}.password"
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        temporary = write_beside(path, f"docker:{passwords.make(password.encode())}\n".encode())
         try:
-            disk.link(temporary, path)
+            files.create(path, f"docker:{passwords.make(password.encode())}\n".encode())
         except FileExistsError:  # of several nodes, the first one's password counts
             return
-        finally:
-            disk.unlink(temporary)
-        disk.sync_path(os.path.dirname(path) or ".")
+        files.replace(told, f"{password}\n".encode())
     except OSError as error:
         raise ConfigError([f"{path}: missing, and cannot be made: {error.strerror}"]) from None
-    _log.warning("%s was missing and has been made: user docker, password %s", path, password)
+    _log.warning("%s was missing and has been made, with the user docker, whose password is in %s", path, told)
 
 
 def _edit(
@@ -93,13 +93,7 @@ def _edit(
             with open(path, "rb") as file:
                 lines = file.read().removesuffix(b"\n").split(b"\n")
             changed = change([] if lines == [b""] else lines)
-            temporary = write_beside(path, b"".join(line + b"\n" for line in changed), os.stat(path))
-            try:
-                os.replace(temporary, path)
-            except OSError:  # a file that is mounted by itself, for one
-                os.unlink(temporary)
-                raise
-            Disk().sync_path(os.path.dirname(path))
+            files.replace(path, b"".join(line + b"\n" for line in changed), keep=True)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be changed: {error.strerror}"]) from None
     return set(before.hashes)

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Sequence
@@ -27,9 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from cluster import files
 from cluster.auth.keys import BadKey, PublicKey, Trust, VerifyingKey, public_jwk, thumbprint
 from cluster.errors import ConfigError, Unavailable
-from cluster.storage.disk import Disk
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -224,21 +223,9 @@ class WatchedRing:
 def _publish(directory: str, published: int, algorithm: str) -> None:
     """A new key in its file of mode 0600, complete from the moment that it is there. FileExistsError, OSError."""
     content = _generate(algorithm).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary, disk = os.path.join(directory, f".{secrets.token_hex(8)}"), Disk()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            owner = os.stat(directory)
-            if owner.st_uid != os.geteuid():  # root does this for the user that the nodes run as
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-            disk.write(fd, content)
-            disk.sync(fd)
-        finally:
-            disk.close(fd)
-        disk.link(temporary, _path(directory, published))
-    finally:
-        disk.unlink(temporary)
-    disk.sync_path(directory)
+    owner = os.stat(directory)
+    for_another = owner.st_uid != os.geteuid()  # root does this for the user that the nodes run as
+    files.create(_path(directory, published), content, owner=owner if for_another else None)
 
 
 def _generate(algorithm: str) -> PrivateKey:

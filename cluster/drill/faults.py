@@ -20,11 +20,10 @@ from typing import TypeVar
 
 import yaml
 
-from cluster import operate
+from cluster import files, operate
 from cluster.drill.cluster import Cluster, Node, Trouble
 from cluster.drill.meter import Kind
 from cluster.drill.surroundings import Apart, Clocks, Sentinels, Setting, Stutter, Surroundings
-from cluster.local import write_private
 from cluster.supervisor import signal_group
 
 S = TypeVar("S", bound=Surroundings)
@@ -169,7 +168,7 @@ def _give_secrets(path: str, first: str, others: list[str]) -> None:
         config = yaml.safe_load(file)
     config["http"]["secret"] = first
     config["cluster"]["secrets"] = others
-    write_private(path, yaml.safe_dump(config, sort_keys=False))
+    files.replace(path, yaml.safe_dump(config, sort_keys=False).encode())
 
 
 @contextmanager

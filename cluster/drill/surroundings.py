@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from enum import StrEnum
 from typing import NoReturn, Self
 
+from cluster import files
 from cluster.drill.cluster import Process, Trouble, wait
 from cluster.places import Place
 from cluster.supervisor import signal_group
@@ -282,9 +283,7 @@ class Clocks(Surroundings):
 
     def set(self, name: str, seconds: int) -> None:
         """How far a node's clock is ahead; heeded within a second."""
-        with open(f"{self._file(name)}.new", "w", encoding="ascii") as file:
-            file.write(f"{seconds:+d}\n")
-        os.replace(f"{self._file(name)}.new", self._file(name))
+        files.replace(self._file(name), f"{seconds:+d}\n".encode(), mode=0o644)
 
     def _file(self, name: str) -> str:
         return f"{self._directory}/{name}.clock"

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -171,24 +170,3 @@ class Disk:
 
     def unlink(self, path: str) -> None:
         os.unlink(path)
-
-
-def write_beside(path: str, content: bytes, like: os.stat_result | None = None, mode: int = 0o600) -> str:
-    """A synced file in the same directory, for a rename or a link to `path`; where it is. OSError.
-
-    It has `mode`, or mode and owner of the file that it is to replace: whoever reads that must go on reading it.
-    """
-    disk, temporary = Disk(), f"{path}.{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        if like is not None and (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(fd, like.st_uid, like.st_gid)
-        os.fchmod(fd, mode if like is None else stat.S_IMODE(like.st_mode))
-        disk.write(fd, content)
-        disk.sync(fd)
-    except BaseException:
-        disk.unlink(temporary)
-        raise
-    finally:
-        disk.close(fd)
-    return temporary

@@ -117,20 +117,22 @@ def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
         accounts.remove(str(tmp_path / "htpasswd"), "alice")
 
 
-def test_a_missing_file_is_provided_once_with_a_user_whose_password_is_logged(
+def test_a_missing_file_is_provided_once_with_a_user_whose_password_is_in_a_file_beside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "auth" / "htpasswd"
     with ThreadPoolExecutor(4) as nodes:
         list(nodes.map(lambda _: accounts.provide(str(path)), range(4)))
     (line,) = caplog.messages
-    password = line.rpartition(" ")[2]
+    told = Path(line.rpartition(" ")[2])
+    password = told.read_text().strip()
+    assert password not in line
     assert list(accounts.read(str(path)).hashes) == ["docker"]
     assert passwords.matches(password.encode(), accounts.read(str(path)).hashes["docker"])
     assert len(password) == 43
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (path, told)] == [0o600, 0o600]
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert os.listdir(path.parent) == ["htpasswd"]
+    assert sorted(os.listdir(path.parent)) == ["htpasswd", "htpasswd.password"]
 
 
 def test_a_file_that_is_there_is_not_provided(path: Path, caplog: pytest.LogCaptureFixture) -> None:
