@@ -183,7 +183,7 @@ class Tenure:
     def __init__(self, release: Callable[[], object]) -> None:
         self._release = release
         self._running = 0
-        self._over = False
+        self._over = self._released = False
 
     def begin(self) -> None:
         """A call begins; `release` waits for it."""
@@ -191,15 +191,19 @@ class Tenure:
 
     def end(self) -> None:
         """Give it up. Once is enough, twice does no harm."""
-        if not self._over:
-            self._over = True
-            if not self._running:
-                self._release()
+        self._over = True
+        self._settle()
 
     def ended(self) -> None:
         """A call has ended."""
         self._running -= 1
-        if self._over and not self._running:
+        self._settle()
+
+    def _settle(self) -> None:
+        # Once: a task that was made in the block inherits it, and its calls may come after the end. By then the
+        # number of the descriptor may be another file's.
+        if self._over and not self._running and not self._released:
+            self._released = True
             self._release()
 
     def __enter__(self) -> None:

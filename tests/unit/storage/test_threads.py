@@ -221,6 +221,23 @@ async def test_a_tenure_lets_go_after_the_last_call_that_was_begun_under_it(
     assert released == ["released"]
 
 
+async def test_a_task_that_outlives_the_block_does_not_let_go_again(threads: Threads) -> None:
+    released: list[str] = []
+    tenure = Tenure(lambda: released.append("released"))
+    over = asyncio.Event()
+
+    async def later() -> None:
+        await over.wait()
+        await threads.run(lambda: None)
+
+    with tenure:
+        task = asyncio.create_task(later())
+    tenure.end()
+    over.set()
+    await task
+    assert released == ["released"]
+
+
 async def test_a_write_that_hangs_keeps_the_lock_under_which_it_was_begun(
     tmp_path: Path, quick: Threads, disk: HangingDisk, threads: Threads
 ) -> None:
