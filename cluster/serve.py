@@ -117,7 +117,7 @@ def _options(config: Config, patience: Patience) -> dict[str, Any]:
         "workers": _workers(config),
         "worker_class": "cluster.worker.RegistryWorker",
         "keepalive": patience.idle,
-        "timeout": patience.body,
+        "timeout": patience.worker,
         "graceful_timeout": max(int(config.http.draintimeout), 1),
         "asgi_disconnect_grace_period": _DISCONNECT_GRACE,
         "limit_request_line": _LINE_LIMIT,

@@ -42,15 +42,16 @@ class App(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a client is waited for, in seconds. Nothing limits a whole transfer."""
+    """How long a client, or a worker, is waited for, in seconds. Nothing limits a whole transfer."""
 
     head: float = 30.0  # for a request's head
-    body: int = 60  # without a byte of a body; also what the arbiter gives a worker that no longer turns
+    body: float = 60.0  # without a byte of a body
     refused: float = 60.0  # for the rest of a body that was refused, so that the refusal is read
     reading: float = 120.0  # for a client that does not read, until it takes a chunk of 256 KiB
     idle: int = 75  # between requests; longer than clients and proxies wait, so that they close first
     linger: float = 2.0  # for a client whose request could not be understood to read that
     farewell: float = 1.5  # for idle connections to be used once more when the process stops
+    worker: int = 60  # for a worker that no longer turns, until the arbiter kills it
 
 
 _PATIENCE = Patience()

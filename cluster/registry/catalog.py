@@ -33,11 +33,10 @@ class Catalog:
         async for path, marks in self.directories(last):
             if mark in marks:
                 try:
-                    yield RepositoryName.parse(path)
-                except (
-                    NameInvalid
-                ):  # Distribution takes some names that OCI does not; they cannot be asked for here
+                    name = RepositoryName.parse(path)
+                except NameInvalid:  # Distribution takes some that OCI does not; they cannot be asked for here
                     continue
+                yield name
 
     async def directories(self, last: str = "") -> AsyncIterator[tuple[str, list[str]]]:
         """Every directory of the tree behind `last`, with the names of the registry's own directories in it."""

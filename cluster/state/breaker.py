@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Pace:
     """All in seconds."""
 
-    limit: float = 0.050  # of one call, and so of a request: it waits for one call at most
+    limit: float = 0.050  # of one call
     probe: float = 1.0  # between two looks at a store that works
     pause: float = 0.5  # between two attempts to get one
 

@@ -2,7 +2,8 @@
 
 Reads answer None, at once while there is no store. Writes are queued, and nobody waits for them; only `forget`
 waits for its turn, so that a Distribution node hears of a delete before the client does. Each wait is limited, and
-a request may afford one of them: it loads a hint once, or forgets once.
+whichever reaches the limit is the last: the breaker opens. A request waits once, to load a hint or to forget; one
+with a password that has to be checked, which takes a core 50 ms by itself, has asked for its failures before.
 """
 
 from __future__ import annotations

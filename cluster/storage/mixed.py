@@ -12,9 +12,12 @@ acknowledged is lost while the setting goes over the fleet.
 from __future__ import annotations
 
 from cluster.storage import layout
+from cluster.storage.disk import Disk
 from cluster.storage.driver import Observer, OffsetTaken, SegmentWriter
+from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads, Writer
 from cluster.storage.sessions import Sessions
+from cluster.storage.threads import Threads
 
 
 class _DataWriter(Writer):
@@ -72,12 +75,13 @@ class _MixedSessions(Sessions):
 class MixedUploads(SegmentUploads):
     """The Uploads port on the one file that Distribution knows."""
 
-    Files = _MixedSessions
-    sessions: _MixedSessions
+    def __init__(self, root: str, driver: FilesystemDriver, threads: Threads, disk: Disk | None = None) -> None:
+        self._mixed = _MixedSessions(driver, disk or Disk())
+        super().__init__(root, driver, threads, disk, sessions=self._mixed)
 
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session = self._full(path)
-        fd = await self.threads.open(self.sessions.open_data, self.sessions.close_data, session)
+        fd = await self.threads.open(self._mixed.open_data, self._mixed.close_data, session)
         if fd is None:
             return await super().append(path, offset, observe)
         return _DataWriter(self, session, fd, offset, observe)

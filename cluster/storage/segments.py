@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from cluster.oci.digest import Digest
 from cluster.storage import layout
@@ -127,8 +127,6 @@ class _PrivateWriter(Writer):
 class SegmentUploads:
     """The Uploads port beside a FilesystemDriver, on the same root."""
 
-    Files: ClassVar[type[Sessions]] = Sessions
-
     def __init__(
         self,
         root: str,
@@ -136,6 +134,7 @@ class SegmentUploads:
         threads: Threads,
         disk: Disk | None = None,
         *,
+        sessions: Sessions | None = None,
         patience: float = 30.0,
     ) -> None:
         """`patience`: seconds to wait for somebody who copies what the session holds."""
@@ -144,7 +143,7 @@ class SegmentUploads:
         self._driver = driver
         self.threads = threads
         self.disk = disk or Disk()
-        self.sessions = self.Files(driver, self.disk)
+        self.sessions = sessions or Sessions(driver, self.disk)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
