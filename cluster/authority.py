@@ -59,6 +59,18 @@ def policy_of(config: Config) -> Rules:
     return read_policy(config.cluster.policy) if config.cluster.policy else EVERY_ACCOUNT
 
 
+def warnings(config: Config) -> list[str]:
+    """What the rules cannot bring about; nothing where they cannot be read, which is told elsewhere."""
+    try:
+        is_open = config.auth.htpasswd is not None and read_policy(config.cluster.policy).is_open
+    except ConfigError:
+        return []
+    # docker does not go on without a login where /v2/ asks for one; where it asked for none, `docker login` would
+    # take any password for the right one.
+    why = "cluster.policy: docker cannot use what it opens to anonymous: that takes auth.token"
+    return [why] if is_open else []
+
+
 def explain(rules: Rules, user: str, repository: str) -> list[str]:
     """Who may what with a repository, and by which rules; the user `anonymous` is whoever has no account.
 

@@ -31,7 +31,12 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
 
 def _warn(loaded: config.Loaded) -> None:
-    for warning in loaded.warnings:
+    warnings = loaded.warnings
+    if loaded.config.cluster.policy:
+        from cluster import authority  # noqa: PLC0415 - the other commands start faster without cryptography
+
+        warnings = warnings + authority.warnings(loaded.config)
+    for warning in warnings:
         print(f"registry-cluster: warning: {warning}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ import falcon
 
 from cluster.api.errors import JSON, Request, Response
 from cluster.api.urls import Urls
-from cluster.auth.access import CREDENTIAL_LIMIT, read_basic
+from cluster.auth.access import CREDENTIAL_LIMIT, NOBODY, read_basic
 from cluster.auth.grants import (
     Issued,
     Login,
@@ -94,12 +94,10 @@ def _grant(asked: Parameters) -> Login:
 
 
 def _basic(authorization: str | None) -> Login:
-    """User and password of a Basic header (RFC 7617). Unauthorized for what is there and is none."""
-    if not authorization:
-        return None
+    """User and password of a Basic header (RFC 7617), if there are any. Unauthorized for what is none."""
     if (credential := read_basic(authorization)) is None:
         raise Unauthorized(message="wanted a user and a password as Basic authentication")
-    return Password(*credential)
+    return Password(*credential) if credential != NOBODY else None
 
 
 def _parameters(text: str) -> Parameters:

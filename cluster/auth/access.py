@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 PULL, PUSH, DELETE, ALL = "pull", "push", "delete", "*"
 CREDENTIAL_LIMIT = 1024  # characters; no user and password that can match need as many
+NOBODY = ("", b"")  # the user and the password of whoever has no login
 REPOSITORY, REGISTRY, CATALOG = "repository", "registry", "catalog"
 
 
@@ -88,13 +89,20 @@ class Anyone:
         return True
 
 
-def read_basic(authorization: str) -> tuple[str, bytes] | None:
-    """User and password of a Basic header (RFC 7617); None for anything else."""
+def read_basic(authorization: str | None) -> tuple[str, bytes] | None:
+    """User and password of a Basic header (RFC 7617); None for anything else.
+
+    NOBODY for no header, and for one in which both are empty: podman and skopeo send that where there was no login.
+    """
+    if not authorization:
+        return NOBODY
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic" or len(encoded) > CREDENTIAL_LIMIT:
         return None
     try:
         user, colon, password = base64.b64decode(encoded.strip(" "), validate=True).partition(b":")
-        return (user.decode(), password) if user and colon else None
+        if not colon or (password and not user):
+            return None
+        return user.decode(), password
     except (binascii.Error, ValueError):
         return None

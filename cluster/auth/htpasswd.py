@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.auth import passwords
-from cluster.auth.access import Access, Anyone, Caller, Policy, Question, read_basic, to_detail
+from cluster.auth.access import NOBODY, Access, Anyone, Caller, Policy, Question, read_basic, to_detail
 from cluster.auth.attempts import Attempts, place_of
 from cluster.auth.files import Watched
 from cluster.auth.passwords import Accounts
@@ -160,12 +160,12 @@ class HtpasswdAuthenticator:
             await self._policy.refresh()
 
     async def _caller(self, question: Question) -> Caller:
-        if question.authorization is None:
+        credential = read_basic(question.authorization)
+        if credential == NOBODY:
             # `/v2/` itself is always refused: by its challenge clients learn that there is somebody to log in to.
             if self._policy is None or not question.wanted:
                 raise self._unauthorized(question)
             return Member("", self._policy.content)
-        credential = read_basic(question.authorization)
         if credential is None:
             raise self._unauthorized(question)
         known = self._accounts.has_proved(*credential)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.certificates import CA
 from tests.failover.cluster import Cluster
@@ -37,13 +38,17 @@ class Secured:
 
 
 @contextmanager
-def secured_cluster(auth: str, mode: str = "tcp", *addresses: str) -> Iterator[Secured]:
+def secured_cluster(auth: str, mode: str = "tcp", *addresses: str, policy: str = "") -> Iterator[Secured]:
     """With accounts (htpasswd) or tokens, behind HAProxy in this mode; known by these addresses too.
 
-    When all is done, no node may have logged the password.
+    `policy` is what says who may do what. When all is done, no node may have logged the password.
     """
-    config = {"version": "0.1", "storage": {"delete": {"enabled": True}}, "cluster": {"haproxy": {"mode": mode}}}
+    ours: dict[str, object] = {"haproxy": {"mode": mode}}
+    config = {"version": "0.1", "storage": {"delete": {"enabled": True}}, "cluster": ours}
     with tempfile.TemporaryDirectory(prefix="secured-") as directory:
+        if policy:
+            ours["policy"] = f"{directory}/policy.yml"
+            Path(directory, "policy.yml").write_text(policy, encoding="utf-8")
         certs = make_certificates(f"{directory}/data/certs", *addresses)  # `up` takes those that are there
         with Cluster(directory, config=config, options=["--tls", "--auth", auth]) as cluster:
             found = eventually(lambda: re.search(r"password: +(\S+)", cluster.log()), 20, "a password is shown")

@@ -43,6 +43,11 @@ REFUSED = (
     r"(?i)unauthorized|authentication required|denied|no basic auth credentials|credential not found"
     r"|invalid username/password|\b401\b"
 )
+POLICY = f"""
+rules:
+  - {{users: [{USER}], repositories: ["**"], actions: ["*"]}}
+  - {{groups: [anonymous], repositories: [public/**], actions: [pull]}}
+"""
 UNTRUSTED = r"(?i)certificate signed by unknown authority|unknown ca|failed to verify certificate"
 
 
@@ -119,6 +124,27 @@ def test_a_copier_logs_in_pushes_pulls_and_logs_out(
     copier.logout(secured.host)
     with pytest.raises(AssertionError, match=REFUSED):
         copier.pull(f"{secured.host}/{kind.program}/copied:v2", f"{pulled}-after:v1")
+
+
+@pytest.mark.parametrize("auth", ["htpasswd", "token"])
+def test_without_a_login_what_is_public_can_be_pulled_and_nothing_else(
+    auth: str, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    """skopeo, and podman by the same library, send an empty user and password where there was no login."""
+    with secured_cluster(auth, policy=POLICY) as running:
+        owner = Skopeo(tmp_path / "owner", running.host, running.ca)
+        owner.login(running.host, USER, running.password)
+        for repository in ("public/image", "team/image"):
+            owner.push(f"{layout.path}:v1", f"{running.host}/{repository}:v1")
+        for kind in (Skopeo, Crane, Oras, Regctl):
+            copier, pulled = (
+                kind(tmp_path / kind.program, running.host, running.ca),
+                str(tmp_path / f"by-{kind.program}"),
+            )
+            copier.pull(f"{running.host}/public/image:v1", f"{pulled}:v1")
+            assert contents(pulled, image["digest"]) == contents(layout.path, image["digest"])
+            with pytest.raises(AssertionError, match=REFUSED):
+                copier.pull(f"{running.host}/team/image:v1", f"{pulled}-team:v1")
 
 
 def engine_round(engine: Engine, host: str, secured: Secured, layout: Layout, image: Descriptor) -> None:

@@ -112,6 +112,18 @@ def test_a_check_warns_of_files_that_are_on_another_machine(tmp_path: Path) -> N
     assert done.stderr == f"registry-cluster: warning: {warning}\n"
 
 
+@pytest.mark.parametrize(("group", "warned"), [("anonymous", True), ("authenticated", False)])
+def test_a_check_warns_of_what_docker_cannot_do_without_a_login(tmp_path: Path, group: str, warned: bool) -> None:
+    rules = tmp_path / "policy.yml"
+    rules.write_text(f"rules: [{{groups: [{group}], repositories: [public/*], actions: [pull]}}]")
+    accounts = {"auth": {"htpasswd": {"realm": "r", "path": "/none"}}}
+    path = write(tmp_path, {**accounts, "cluster": {"policy": str(rules)}})
+    (tmp_path / "data").mkdir()
+    done = run("config", "check", str(path))
+    assert (done.returncode, done.stdout) == (0, f"{path}: no problems\n")
+    assert ("warning: cluster.policy: docker cannot use" in done.stderr) is warned, done.stderr
+
+
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_a_check_reads_its_standard_input_once(config: Path, name: str) -> None:
     done = run("config", "check", name, given=config.read_text(encoding="utf-8"))
