@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ _EXPONENT_BITS = 31  # as Go has it; a check with an exponent as long as the mod
 _REQUIRED = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n"), "OKP": ("crv", "kty", "x")}
 _PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth"}
 _CHAIN_LIMIT = 10  # certificates in a token
+_log = logging.getLogger(__name__)
 _BAD_KEY = (ValueError, TypeError, KeyError, jwt.PyJWTError, UnsupportedAlgorithm, RecursionError)
 
 
@@ -159,18 +161,18 @@ def read_bundle(content: bytes) -> Trust:
     except ValueError:
         raise ConfigError(["not a bundle of certificates in PEM (-----BEGIN CERTIFICATE-----)"]) from None
     keys: dict[str, VerifyingKey] = {}
-    problems = []
+    roots, problems = [], []
     for number, certificate in enumerate(certificates, 1):
         try:
             public = certificate.public_key()
             key = VerifyingKey.of(public)
-        except (BadKey, UnsupportedAlgorithm) as error:
+        except (BadKey, UnsupportedAlgorithm, ValueError) as error:
             problems.append(f"certificate {number}: {error}")
         else:
             keys[thumbprint(public)] = keys[fingerprint(public)] = key
-    if problems:
-        raise ConfigError(problems)
-    return Trust(keys, verification.Store(certificates))
+            roots.append(certificate)
+    _leave_out("rootcertbundle", problems, keys)
+    return Trust(keys, verification.Store(roots))
 
 
 def read_jwks(content: bytes) -> Trust:
@@ -184,6 +186,9 @@ def read_jwks(content: bytes) -> Trust:
     keys: dict[str, VerifyingKey] = {}
     problems = []
     for number, entry in enumerate(entries, 1):
+        if isinstance(entry, dict) and _PRIVATE & set(entry):
+            why = "this is a private key: put the public part here, and the private one away"
+            raise ConfigError([f"key {number}: {why}"])
         try:
             kid, key = _read_jwk(entry)
             if kid in keys:
@@ -194,9 +199,19 @@ def read_jwks(content: bytes) -> Trust:
         keys[kid] = key
         if not isinstance(key.key, bytes):
             keys.setdefault(thumbprint(key.key), key)
-    if problems:
-        raise ConfigError(problems)
+    _leave_out("jwks", problems, keys)
     return Trust(keys)
+
+
+def _leave_out(what: str, problems: Sequence[str], keys: Mapping[str, VerifyingKey]) -> None:
+    """Warn of what is there and is no key for us (RFC 7517 section 5). ConfigError if there is nothing else.
+
+    Whoever publishes keys for others too, or a kind that is new, must not shut out those who have the right one.
+    """
+    if not keys:
+        raise ConfigError(problems)
+    for problem in problems:
+        _log.warning("%s: left out: %s", what, problem)
 
 
 def _read_jwk(entry: Any) -> tuple[str, VerifyingKey]:
@@ -204,8 +219,6 @@ def _read_jwk(entry: Any) -> tuple[str, VerifyingKey]:
         raise BadKey("wanted an object with a kid, by which tokens name it")
     if entry.get("use", "sig") != "sig":
         raise BadKey("its use is not sig")
-    if _PRIVATE & set(entry):
-        raise BadKey("this is a private key: put the public part here, and the private one away")
     try:
         key = jwt.PyJWK.from_dict({name: value for name, value in entry.items() if name != "alg"}).key
     except _BAD_KEY:
@@ -213,7 +226,7 @@ def _read_jwk(entry: Any) -> tuple[str, VerifyingKey]:
     trusted = _secret(key) if isinstance(key, bytes) else VerifyingKey.of(key)
     if (only := entry.get("alg")) is None:
         return entry["kid"], trusted
-    if only not in trusted.algorithms:
+    if not isinstance(only, str) or only not in trusted.algorithms:
         raise BadKey("its alg does not go with its kind")
     return entry["kid"], VerifyingKey(trusted.key, frozenset({only}))
 

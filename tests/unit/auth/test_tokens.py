@@ -504,13 +504,19 @@ def test_a_key_verifies_what_is_of_its_kind(key: Any, able: set[str]) -> None:
         ('{"keys": []}', "not a key set"),
         ('{"keys": [7]}', "key 1: wanted an object with a kid"),
         (json.dumps({"keys": [jwk(KEY)]}), "key 1: wanted an object with a kid"),
-        (json.dumps({"keys": [jwk(KEY, kid="a"), jwk(KEY, kid="a")]}), "key 2: its kid is another key's too"),
         (json.dumps({"keys": [jwk(KEY, kid="a", use="enc")]}), "key 1: its use is not sig"),
         (json.dumps({"keys": [jwk(KEY, kid="a", alg="HS256")]}), "key 1: its alg does not go with its kind"),
         (json.dumps({"keys": [{"kty": "oct", "kid": "a", "k": encoded(b"short")}]}), "a shared secret of 5 bytes"),
         (
-            json.dumps({"keys": [{**jwt.algorithms.ECAlgorithm.to_jwk(KEY, as_dict=True), "kid": "a"}]}),
-            "key 1: this is a private key",
+            json.dumps(
+                {
+                    "keys": [
+                        jwk(KEY, kid="a"),
+                        {**jwt.algorithms.ECAlgorithm.to_jwk(KEY, as_dict=True), "use": "enc"},
+                    ]
+                }
+            ),
+            "key 2: this is a private key",
         ),
         (json.dumps({"keys": [{"kty": "EC", "kid": "a", "crv": "P-256", "x": "AA", "y": "AA"}]}), "cannot be read"),
     ],
@@ -522,8 +528,47 @@ def test_a_key_set_that_cannot_be_used_says_why(content: str, problem: str) -> N
     assert encoded(b"short") not in str(caught.value)
 
 
+WEAK_KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (jwk(RSA_KEY, kid="b", use="enc", alg="RSA-OAEP"), "its use is not sig"),
+        (jwk(RSA_KEY, kid="b", alg="RSA-OAEP"), "its alg does not go with its kind"),
+        ({**jwk(RSA_KEY, kid="b"), "alg": ["RS256"]}, "its alg does not go with its kind"),
+        (jwk(WEAK_KEY, kid="b"), "an RSA key of 1024 bits"),
+        ({"kty": "AKP", "alg": "ML-DSA-44", "kid": "b", "pub": "AAAA"}, "cannot be read"),
+        ({"kty": "OKP", "crv": "X25519", "kid": "b", "x": encoded(b"x" * 32)}, "cannot be read"),
+        ({"kty": "oct", "kid": "b", "k": encoded(b"short")}, "a shared secret of 5 bytes"),
+        (jwk(STRANGER, kid="a"), "its kid is another key's too"),
+        (jwk(STRANGER), "wanted an object with a kid"),
+        (7, "wanted an object with a kid"),
+    ],
+)
+def test_a_key_that_is_not_for_us_is_left_out_of_a_set(
+    other: Any, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 7517 section 5."""
+    trust = keys.read_jwks(json.dumps({"keys": [jwk(KEY, kid="a"), other]}).encode())
+    assert set(trust.keys) == {"a", KID}
+    assert trust.keys["a"].key == KEY.public_key()
+    (said,) = caplog.messages
+    assert said.startswith(f"jwks: left out: key 2: {problem}")
+
+
+def test_a_weak_certificate_is_left_out_of_a_bundle(caplog: pytest.LogCaptureFixture) -> None:
+    weak = certificate(WEAK_KEY, "weak", ca=True)
+    trust = keys.read_bundle(bundle(weak, SIGNER))
+    assert set(trust.keys) == {KID, keys.fingerprint(KEY.public_key())}
+    with pytest.raises(keys.BadKey):
+        trust.by_chain(x5c(certificate(STRANGER, "leaf", issuer="weak", by=WEAK_KEY)))
+    (said,) = caplog.messages
+    assert said.startswith("rootcertbundle: left out: certificate 1: an RSA key of 1024 bits")
+
+
 def test_a_bundle_that_cannot_be_used_says_why() -> None:
-    weak = certificate(rsa.generate_private_key(public_exponent=65537, key_size=1024))
+    weak = certificate(WEAK_KEY)
     for content, problem in [(b"", "not a bundle"), (pem(KEY), "not a bundle"), (bundle(weak), "1024 bits")]:
         with pytest.raises(ConfigError) as caught:
             keys.read_bundle(content)
