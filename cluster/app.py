@@ -150,7 +150,9 @@ def create_app(config: Config, parts: Parts) -> Application:
     purger = _purger(config, parts, identity, catalog)
     middleware: list[object] = [_background(config, health, purger, parts, identity)]
     if parts.authenticator is not None:
-        middleware.append(AccessControl(parts.authenticator, urls, upload_urls.began))
+        # Somebody else's token server is asked by https, as Distribution has it; ours is wherever we are.
+        scheme = None if parts.token_server is not None else "https"
+        middleware.append(AccessControl(parts.authenticator, urls, upload_urls.began, realm_scheme=scheme))
     app = _falcon(router, middleware)
     debug_app = _falcon(_debug_router(config, health)) if config.http.debug.addr else None
     edge = Edge(

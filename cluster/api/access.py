@@ -47,10 +47,17 @@ class AccessControl:
     """A Falcon middleware: lets a request through to its resource, or refuses it."""
 
     def __init__(
-        self, authenticator: Authenticator, urls: Urls, upload_began: Callable[[Request, str, str], float | None]
+        self,
+        authenticator: Authenticator,
+        urls: Urls,
+        upload_began: Callable[[Request, str, str], float | None],
+        *,
+        realm_scheme: str | None = None,
     ) -> None:
+        """`realm_scheme`: of a realm that follows the host; by default the one under which the client knows us."""
         self._authenticator = authenticator
         self._urls = urls
+        self._realm_scheme = realm_scheme
         self._upload_began = upload_began  # asked with the name and the uuid of an upload's URL
 
     async def process_resource(
@@ -70,7 +77,7 @@ class AccessControl:
             authorization=req.get_header("Authorization"),
             wanted=_wanted(template, method, params.get("name")),
             source=partial(self._urls.client, req),
-            origin=partial(self._urls.origin, req),
+            origin=partial(self._urls.origin, req, self._realm_scheme),
             began=self._upload_began(req, params["name"], params["uuid"]) if "uuid" in params else None,
             mounts=_mounts(req) if template == routes.UPLOADS.template and method == "POST" else None,
         )

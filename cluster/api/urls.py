@@ -73,9 +73,13 @@ class Urls:
                 return address
         return address
 
-    def origin(self, req: falcon.asgi.Request) -> str:
-        """Scheme and host under which the client knows us; empty when what it sent is no host."""
-        scheme, host = req.scheme, req.get_header("Host") or req.netloc
+    def origin(self, req: falcon.asgi.Request, usual: str | None = None) -> str:
+        """Scheme and host under which the client knows us; empty when what it sent is no host.
+
+        `usual` is the scheme where no proxy tells one, in place of the one that was seen.
+        """
+        usual = usual or req.scheme
+        scheme, host = usual, req.get_header("Host") or req.netloc
         if self._is_trusted(_peer(req)):
             if (forwarded := req.get_header("Forwarded")) is not None:
                 fields = _fields(_first(forwarded))
@@ -85,7 +89,7 @@ class Urls:
                 host = _first(req.get_header("X-Forwarded-Host")) or host
         scheme = scheme.lower()  # RFC 3986 section 3.1
         if scheme not in ("http", "https"):
-            scheme = req.scheme
+            scheme = usual
         return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 
     def _is_trusted(self, address: str) -> bool:

@@ -17,8 +17,9 @@ import pytest
 from falcon.testing import Result
 
 from cluster.api import routes
-from cluster.auth import passwords
+from cluster.auth import keys, passwords
 from cluster.auth.access import Access, Anyone, Caller, Question, to_detail
+from cluster.auth.bearer import Terms, TokenAuthenticator
 from cluster.auth.htpasswd import Htpasswd, HtpasswdAuthenticator
 from cluster.errors import Denied, TooManyRequests, Unauthorized, Unavailable
 from cluster.oci.upload import UploadState, sign
@@ -455,3 +456,23 @@ def test_the_client_under_test_sends_its_header(make_api: MakeApi, directory: Di
     """The rest of this file means nothing otherwise."""
     assert isinstance(make(make_api, directory, "alice"), falcon.testing.TestClient)
     assert make(make_api, directory, "alice").get("/v2/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "peer", "realm"),
+    [
+        ({}, "10.0.0.1", "https://registry.example/auth/token"),
+        ({"X-Forwarded-Proto": "http"}, "10.0.0.1", "http://registry.example/auth/token"),
+        ({"X-Forwarded-Proto": "https"}, "10.0.0.1", "https://registry.example/auth/token"),
+        ({"X-Forwarded-Proto": "gopher"}, "10.0.0.1", "https://registry.example/auth/token"),
+        ({"X-Forwarded-Proto": "http"}, "8.8.8.8", "https://registry.example/auth/token"),
+    ],
+)
+def test_a_realm_that_follows_the_host_is_one_of_https_if_no_proxy_says_otherwise(
+    make_api: MakeApi, headers: dict[str, str], peer: str, realm: str
+) -> None:
+    """As Distribution has it: behind a proxy that ends TLS, tokens are not asked for in the clear."""
+    terms = Terms("issuer", "service", "/auth/token", keys.ALL, follows_host=True)
+    api = make_api(authenticator=TokenAuthenticator(terms, []))
+    answer = api.get("/v2/", headers=headers, host="registry.example", remote_addr=peer)
+    assert answer.headers["WWW-Authenticate"] == f'Bearer realm="{realm}",service="service"'
