@@ -103,6 +103,14 @@ def read_basic(authorization: str | None) -> tuple[str, bytes] | None:
         user, colon, password = base64.b64decode(encoded.strip(" "), validate=True).partition(b":")
         if not colon or (password and not user):
             return None
-        return user.decode(), password
+        return read_name(user), password
     except (binascii.Error, ValueError):
         return None
+
+
+def read_name(name: bytes) -> str:
+    """A user's name as a client sends it, or a file has it: UTF-8, or else Latin-1, as old tools write it."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")

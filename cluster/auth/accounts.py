@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from cluster import files
 from cluster.auth import passwords
+from cluster.auth.access import read_name
 from cluster.errors import ConfigError
 
 _MODE = 0o600
@@ -132,5 +133,5 @@ def _lock(path: str, deadline: float) -> int:
 
 def _user(line: bytes) -> str | None:
     """Whose line this is; None for a comment or a blank one."""
-    text = line.decode(errors="replace").strip()
+    text = read_name(line).strip()
     return text.partition(":")[0] if text and not text.startswith("#") else None

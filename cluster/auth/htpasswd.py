@@ -132,8 +132,8 @@ class Htpasswd:
 
     @staticmethod
     def _warn(accounts: Accounts) -> None:
-        for line, user in accounts.useless.items():
-            _log.warning("htpasswd, line %d: %r cannot log in: the hash is not one of bcrypt", line, user)
+        for warning in accounts.warnings:
+            _log.warning("htpasswd, %s", warning)
 
 
 class HtpasswdAuthenticator:

@@ -7,12 +7,13 @@ takes as long as the hash was made to take, 50 ms and more: never to be done on 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import bcrypt
 
+from cluster.auth.access import read_name
 from cluster.errors import ConfigError
 
 COST = 10
@@ -31,7 +32,7 @@ class Accounts:
     """Who is in an htpasswd file, and with which hash."""
 
     hashes: Mapping[str, str]
-    useless: Mapping[int, str] = field(default_factory=dict)  # users who can never log in, by the line
+    warnings: Sequence[str] = ()  # of users who can never log in, and of names that are read with a guess
 
     @cached_property
     def costs(self) -> list[int]:
@@ -42,36 +43,38 @@ class Accounts:
 def parse(content: bytes) -> Accounts:
     """Read an htpasswd file: `user:hash` lines, comments, blank lines. Of two lines for a user the last one counts.
 
-    Hashes of other kinds (MD5, SHA, crypt) match nothing, as in Distribution. ConfigError names the line.
+    Hashes of other kinds (MD5, SHA, crypt) and none at all match nothing, as in Distribution. ConfigError names the
+    line.
     """
     hashes: dict[str, str] = {}
-    useless: dict[int, str] = {}
-    problems = []
+    warnings, problems = [], []
     for number, line in enumerate(content.split(b"\n"), 1):
-        try:
-            text = line.decode().strip()
-        except UnicodeDecodeError:
-            problems.append(f"line {number}: not UTF-8 text")
-            continue
+        text = read_name(line).strip()
         if not text or text.startswith("#"):
             continue
         user, colon, hashed = text.partition(":")
-        if not (user and colon and hashed):
+        if not (user and colon):
             problems.append(f"line {number}: wanted user:hash")
             continue
         hashes[user] = hashed
+        if read_name(line).encode() != line:
+            warnings.append(f"line {number}: {user!r} is not UTF-8 text, and was read as Latin-1")
         if _cost(hashed) is None:
-            useless[number] = user
+            why = "the hash is not one of bcrypt" if hashed else "there is no hash"
+            warnings.append(f"line {number}: {user!r} cannot log in: {why}")
     if problems:
         raise ConfigError(problems)
-    return Accounts(hashes, useless)
+    return Accounts(hashes, warnings)
 
 
 def matches(password: bytes, hashed: str | None) -> bool:
-    """Whether this is the password of a hash; False for a hash that can never match, and for None. Slow."""
-    if not _is_possible(password) or hashed is None or _cost(hashed) is None:
+    """Whether this is the password of a hash; False for a hash that can never match, and for None. Slow.
+
+    What follows byte 72 is not looked at, as in Distribution: Apache's htpasswd makes hashes of longer passwords.
+    """
+    if b"\0" in password or hashed is None or _cost(hashed) is None:  # bcrypt takes `a, NUL, a` for `a`
         return False
-    return bcrypt.checkpw(password, hashed.encode())
+    return bcrypt.checkpw(password[:_LONGEST], hashed.encode())
 
 
 def placeholder(cost: int) -> str:
@@ -90,7 +93,7 @@ def make(password: bytes, cost: int = COST) -> str:
         raise PasswordRefused("the password is empty")
     if len(password) > _LONGEST:
         raise PasswordRefused(f"the password has {len(password)} bytes: bcrypt takes at most {_LONGEST}")
-    if not _is_possible(password):
+    if b"\0" in password:
         raise PasswordRefused("the password holds a NUL byte")
     if not LOWEST_COST <= cost <= HIGHEST_COST:
         raise PasswordRefused(f"cost {cost}: wanted {LOWEST_COST} to {HIGHEST_COST}")
@@ -107,11 +110,6 @@ def check_name(user: str) -> str:
     if not user.isprintable():
         raise PasswordRefused(f"user {user[:80]!r}: holds a character that cannot be printed")
     return user
-
-
-def _is_possible(password: bytes) -> bool:
-    """bcrypt takes `a` and `a, NUL, a` for one password, and does not look behind byte 72: neither is let in."""
-    return len(password) <= _LONGEST and b"\0" not in password
 
 
 def _cost(hashed: str) -> int | None:

@@ -136,7 +136,7 @@ def test_a_worker_that_comes_up_while_the_file_is_broken_lets_nobody_in_until_it
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"alice:x\n\nno account\n", "line 3: wanted user:hash"), (b"\xff:x\n", "line 1: not UTF-8 text")],
+    [(b"alice:x\n\nno account\n", "line 3: wanted user:hash"), (b":x\n", "line 1: wanted user:hash")],
 )
 def test_a_node_does_not_start_with_a_file_that_it_cannot_read(
     tmp_path: Path, content: bytes, problem: str

@@ -46,6 +46,12 @@ def test_a_removed_user_has_no_line(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_name_in_latin_1_can_be_removed(path: Path) -> None:
+    path.write_bytes("m\xfcller:one\nbob:two\n".encode("latin-1"))
+    assert accounts.remove(str(path), "m\xfcller")
+    assert path.read_bytes() == b"bob:two\n"
+
+
 def test_a_missing_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "new"
     assert not accounts.put(str(path), "alice", "hash")

@@ -307,6 +307,18 @@ async def test_nobody_else_is_and_is_told_how_to_come_back(
     assert caught.value.detail == [{"Type": "repository", "Class": "", "Name": "team/app", "Action": "pull"}]
 
 
+async def test_a_name_in_latin_1_is_the_same_in_the_file_and_in_a_request(tmp_path: Path) -> None:
+    path = tmp_path / "htpasswd"
+    path.write_bytes(f"m\xfcller:{passwords.make(b'a', COST)}\nswitched-off:\n".encode("latin-1"))
+    authenticator = HtpasswdAuthenticator("realm", Htpasswd(str(path), SharedState(None)))
+    for charset in ("latin-1", "utf-8"):
+        header = "Basic " + base64.b64encode("m\xfcller:a".encode(charset)).decode()
+        assert (await authenticator.authenticate(question(header, PULL_APP))).name == "m\xfcller"
+    for password in ("", "a"):
+        with pytest.raises(Unauthorized):
+            await authenticator.authenticate(question(basic("switched-off", password), PULL_APP))
+
+
 async def test_no_credential_gets_into_a_refusal_or_the_log(
     authenticator: HtpasswdAuthenticator, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,7 +27,7 @@ def test_a_password_matches_its_own_hash_under_each_of_bcrypts_names(password: b
     for name in ("$2a$", "$2b$", "$2y$"):
         renamed = name + hashed[4:]
         assert passwords.matches(password, renamed)
-        assert not passwords.matches(password + b"!", renamed)
+        assert passwords.matches(password + b"!", renamed) is (len(password) == 72)
         assert not passwords.matches(password[:-1], renamed)
 
 
@@ -47,10 +47,20 @@ def test_what_bcrypt_would_not_look_at_whole_is_refused_as_a_new_password(passwo
         passwords.make(password, COST)
 
 
-def test_what_bcrypt_would_not_look_at_whole_never_matches() -> None:
-    """bcrypt itself takes the first 72 bytes alone, and `a` for `a, NUL, a`."""
-    assert not passwords.matches(b"x" * 73, passwords.make(b"x" * 72, COST))
+def test_a_nul_never_matches() -> None:
+    """bcrypt itself takes `a` for `a, NUL, a`."""
     assert not passwords.matches(b"a\0a", passwords.make(b"a", COST))
+    assert not passwords.matches(b"x" * 72 + b"\0", passwords.make(b"x" * 72, COST))
+
+
+def test_of_a_long_password_the_beginning_counts_as_in_distribution() -> None:
+    """Apache's htpasswd cuts it without a word, so there are such files."""
+    made = subprocess.run(
+        [require("htpasswd"), "-nbBC", str(COST), "alice", "x" * 80], capture_output=True, check=True
+    ).stdout
+    hashed = passwords.parse(made).hashes["alice"]
+    for length, right in ((71, False), (72, True), (80, True), (500, True)):
+        assert passwords.matches(b"x" * length, hashed) is right
 
 
 @pytest.mark.parametrize("cost", [3, 18, -1])
@@ -87,8 +97,21 @@ def test_comments_and_blank_lines_are_nobody_and_other_hashes_are_told() -> None
     alice, carol = passwords.make(b"a", COST), passwords.make(b"c", COST)
     accounts = passwords.parse(FILE.format(alice=alice, carol=carol).replace("\n", "\r\n").encode())
     assert accounts.hashes == {"alice": alice, "bob": "$apr1$4TRcyKpB$PDfz0mzyBZDpQ3ST0DwUy1", "carol": carol}
-    assert accounts.useless == {4: "bob"}
+    assert accounts.warnings == ["line 4: 'bob' cannot log in: the hash is not one of bcrypt"]
     assert accounts.costs == [COST, COST]
+
+
+def test_an_account_without_a_hash_is_one_that_is_switched_off() -> None:
+    accounts = passwords.parse(b"alice:x\nbob:\n")
+    assert accounts.hashes["bob"] == ""
+    assert accounts.warnings[1] == "line 2: 'bob' cannot log in: there is no hash"
+
+
+def test_a_name_that_is_not_utf_8_is_read_as_latin_1() -> None:
+    hashed = passwords.make(b"a", COST)
+    accounts = passwords.parse(f"# \xe4\nm\xfcller:{hashed}\n".encode("latin-1"))
+    assert accounts.hashes == {"m\xfcller": hashed}
+    assert accounts.warnings == ["line 2: 'm\xfcller' is not UTF-8 text, and was read as Latin-1"]
 
 
 def test_of_two_lines_for_a_user_the_last_one_counts() -> None:
@@ -100,7 +123,7 @@ def test_an_empty_file_holds_nobody() -> None:
     assert (accounts.hashes, accounts.costs) == ({}, [passwords.COST])
 
 
-@pytest.mark.parametrize("line", [b"alice", b":secret", b"alice:", b"\xff\xfe:x", b"<html>"])
+@pytest.mark.parametrize("line", [b"alice", b":secret", b"\xff\xfe", b"<html>"])
 def test_a_line_that_is_no_account_is_named_by_its_number_alone(line: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         passwords.parse(b"alice:x\n\n" + line + b"\nbob:y\n")
