@@ -79,16 +79,24 @@ class Trust:
         return self.keys.get(kid)
 
     def by_key(self, jwk: Mapping[str, Any]) -> VerifyingKey | None:
-        """The trusted key that a token holds itself, if it is one: by its content, whatever the token calls it."""
+        """The key that a token holds itself, if it is trusted: for its content, whatever the token calls it, or for
+        a chain of certificates that it carries. BadKey.
+        """
         if _PRIVATE & set(jwk):  # of which a key would be rebuilt, at great cost
             return None
         try:
-            return self.keys.get(thumbprint(jwt.PyJWK.from_dict(dict(jwk)).key))
+            found = thumbprint(jwt.PyJWK.from_dict(dict(jwk)).key)
         except _BAD_KEY:
             return None
+        if found in self.keys or jwk.get("x5c") is None:
+            return self.keys.get(found)
+        key = self.by_chain(jwk["x5c"])
+        return key if thumbprint(key.key) == found else None  # RFC 7517 section 4.7
 
-    def by_chain(self, chain: list[str]) -> VerifyingKey:
+    def by_chain(self, chain: object) -> VerifyingKey:
         """The key of the first certificate, which the others connect with a root. BadKey."""
+        if not isinstance(chain, list) or not all(isinstance(entry, str) for entry in chain):
+            raise BadKey("an x5c that is not a list of certificates")
         if self.roots is None or not 0 < len(chain) <= _CHAIN_LIMIT:
             raise BadKey("a chain of certificates that nothing here can vouch for")
         try:

@@ -72,7 +72,7 @@ class Verifier:
         check_parties(claims, self.issuer, self.service)
         not_before = _integer(claims, "nbf", 0)
         _integer(claims, "iat", 0)
-        if "exp" not in claims:
+        if claims.get("exp") is None:
             raise InvalidToken("the token does not say when it expires")
         return Grant(text(claims, "sub"), _integer(claims, "exp"), not_before, _actions(claims.get("access")))
 
@@ -118,8 +118,10 @@ def check_time(not_before: int, expires: int, now: float, used_since: float | No
 
 
 def text(claims: Claims, name: str) -> str:
-    """A claim that is text, empty when it is not there, and can be logged as it is. InvalidToken."""
-    value = claims.get(name, "")
+    """A claim that is text, empty when it is null or not there, and can be logged as it is. InvalidToken."""
+    value = claims.get(name)
+    if value is None:
+        return ""
     if not isinstance(value, str) or not value.isprintable():
         raise InvalidToken(f"the token's {name} is not text")
     return value
@@ -128,8 +130,6 @@ def text(claims: Claims, name: str) -> str:
 def _key(header: Mapping[str, Any], trust: Trust) -> VerifyingKey:
     """The key that a header points to, looked for as Distribution does: x5c, then jwk, then kid."""
     if (chain := header.get("x5c")) is not None:
-        if not isinstance(chain, list) or not all(isinstance(entry, str) for entry in chain):
-            raise InvalidToken("the token's x5c is not a list of certificates")
         return trust.by_chain(chain)
     jwk, kid = header.get("jwk"), header.get("kid")
     if jwk is not None:
@@ -145,29 +145,33 @@ def _key(header: Mapping[str, Any], trust: Trust) -> VerifyingKey:
 
 
 def _integer(claims: Claims, name: str, default: int | None = None) -> int:
-    value = claims.get(name, default)
+    value = claims.get(name)
+    if value is None:
+        value = default
     if type(value) is not int:
         raise InvalidToken(f"the token's {name} is not a whole number of seconds")
     return value
 
 
 def _actions(entries: Any) -> dict[tuple[str, str], frozenset[str]]:
-    """The access list, the entries for one resource put together. InvalidToken."""
+    """The access list, the entries for one resource put together, those for none left out. InvalidToken."""
     granted: dict[tuple[str, str], frozenset[str]] = {}
     if not isinstance(entries, list | None):
         raise InvalidToken("the token's access is not a list")
     for entry in entries or ():
         kind, name, actions = _entry(entry)
+        if kind is None or name is None:
+            continue
         granted[kind, name] = granted.get((kind, name), frozenset()) | frozenset(actions)
     return granted
 
 
-def _entry(entry: Any) -> tuple[str, str, Sequence[str]]:
+def _entry(entry: Any) -> tuple[str | None, str | None, Sequence[str]]:
     if isinstance(entry, dict):
         kind, name, actions = entry.get("type"), entry.get("name"), entry.get("actions")
         actions = [] if actions is None else actions
         is_list = isinstance(actions, list) and all(isinstance(action, str) for action in actions)
-        if isinstance(kind, str) and isinstance(name, str) and is_list:
+        if isinstance(kind, str | None) and isinstance(name, str | None) and is_list:
             return kind, name, actions
     raise InvalidToken("the token's access is not a list of type, name and actions")
 

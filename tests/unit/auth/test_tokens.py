@@ -111,6 +111,7 @@ RSA_LEAF = certificate(RSA_KEY, "rsa", issuer="root", by=ROOT_KEY)
         token(KEY, {"kid": "by-name"}),
         token(KEY, {"jwk": jwk(KEY)}),
         token(KEY, {"jwk": jwk(KEY, kid="anything", use="sig")}),
+        token(STRANGER, {"jwk": {**jwk(STRANGER), "x5c": x5c(LEAF, INTERMEDIATE)}}),
         token(KEY, {"x5c": x5c(SIGNER)}),
         token(STRANGER, {"x5c": x5c(LEAF, INTERMEDIATE)}),
         token(RSA_KEY, {"x5c": x5c(RSA_LEAF)}, "RS256"),
@@ -188,6 +189,9 @@ HOSTILE = {
     "a private key in it": token(
         STRANGER, {"jwk": jwt.algorithms.ECAlgorithm.to_jwk(STRANGER, as_dict=True)}
     ),
+    "a key in it with a chain of strangers": token(STRANGER, {"jwk": {**jwk(STRANGER), "x5c": x5c(_FORGED_ROOT)}}),
+    "a key in it with another key's chain": token(KEY, {"jwk": {**jwk(STRANGER), "x5c": x5c(SIGNER)}}),
+    "a key in it with a chain that is text": token(STRANGER, {"jwk": {**jwk(STRANGER), "x5c": x5c(SIGNER)[0]}}),
     "a secret in it": token(SECRET, {"jwk": {"kty": "oct", "k": encoded(SECRET)}}, "HS256"),
     "a chain of strangers": token(STRANGER, {"x5c": x5c(_FORGED_ROOT)}),
     "a chain that has a gap": token(STRANGER, {"x5c": x5c(LEAF)}),
@@ -208,6 +212,7 @@ HOSTILE = {
     "a service in an object": signed(aud={SERVICE: True}),
     "an expired one": signed(exp=NOW - 61),
     "no expiry": signed(exp=None),
+    "an expiry that is null": signed_bytes(json.dumps({**claims(), "exp": None}).encode()),
     "an expiry that is a float": signed(exp=NOW + 300.0),
     "an expiry that is text": signed(exp=str(NOW + 300)),
     "an expiry that is true": signed(exp=True),
@@ -226,7 +231,7 @@ HOSTILE = {
     "actions that are text": signed(access=[{**_APP, "actions": "pull"}]),
     "actions that are numbers": signed(access=[{**_APP, "actions": [1]}]),
     "a name that is a list": signed(access=[{**_APP, "name": ["team/app"]}]),
-    "a type that is missing": signed(access=[{"name": "team/app", "actions": ["pull"]}]),
+    "a type that is a number": signed(access=[{**_APP, "type": 1}]),
     "claims that are a list": signed_bytes(b"[]"),
     "claims that are no JSON": signed_bytes(b"{"),
     "claims that are not UTF-8": signed_bytes(b'{"iss":"\xff"}'),
@@ -266,11 +271,21 @@ async def test_a_hostile_token_is_refused_as_invalid(make: Make, text: str) -> N
         [{**_APP, "type": "Repository"}],
         [{**_APP, "type": "registry"}],
         [{**_APP, "type": "repository(plugin)"}],
+        [{"name": "team/app", "actions": ["pull"]}],
+        [{**_APP, "name": None}],
     ],
 )
 async def test_a_token_without_the_scope_is_insufficient(make: Make, access: Any) -> None:
     challenge = await refused(make(), f"Bearer {signed(access=access)}", PULL_APP)
     assert challenge.endswith('scope="repository:team/app:pull",error="insufficient_scope"')
+
+
+async def test_a_claim_that_is_null_is_not_there_and_an_entry_about_nothing_says_nothing(make: Make) -> None:
+    """As in Distribution, which takes the tokens of servers that write all members of their own types."""
+    nulls = {**claims(), "sub": None, "nbf": None, "iat": None, "access": [{"type": "repository"}, _APP]}
+    assert (await ask(make(), signed_bytes(json.dumps(nulls).encode()), PULL_APP)).name == ""
+    with pytest.raises(Unauthorized):
+        await ask(make(), signed_bytes(json.dumps(nulls).encode()), PUSH_APP)
 
 
 async def test_v2_itself_takes_any_genuine_token(make: Make) -> None:
