@@ -27,7 +27,7 @@ from cluster.api.lists import CatalogResource, ReferrersResource, TagsResource
 from cluster.api.manifests import ManifestResource
 from cluster.api.token import TokenResource
 from cluster.api.uploads import UploadResource, UploadsResource, UploadUrls
-from cluster.api.urls import Urls
+from cluster.api.urls import ClientAddress, Urls
 from cluster.auth.access import Authenticator
 from cluster.auth.build import Closed, ClosedTokenServer, build_authenticator, build_token_server, token_paths
 from cluster.auth.grants import TokenServer
@@ -148,7 +148,7 @@ def create_app(config: Config, parts: Parts) -> Application:
     _add_health(router, health)
 
     purger = _purger(config, parts, identity, catalog)
-    middleware: list[object] = [_background(config, health, purger, parts, identity)]
+    middleware: list[object] = [_background(config, health, purger, parts, identity), ClientAddress(urls)]
     if parts.authenticator is not None:
         # Somebody else's token server is asked by https, as Distribution has it; ours is wherever we are.
         scheme = None if parts.token_server is not None else "https"

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from cluster.api.edge import Record
+from cluster.errors import RegistryError
 from cluster.outlet import Outlet
 
 _LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -100,10 +101,10 @@ class AccessLog:
 
     def _text(self, record: Record) -> str:
         """Apache's combined form, then the seconds taken and the request id."""
-        client = (record.scope.get("client") or ("-",))[0] or "-"
+        client, user = _client(record.scope) or "-", _user(record.scope)
         referer, agent = _referer(record.headers.get(b"referer")), _quoted(record.headers.get(b"user-agent"))
         return (
-            f'{client} - {_user(record.scope)} [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
+            f'{client} - {user} [{_clf_time()}] "{record.scope["method"]} {_target(record.scope)} '
             f'HTTP/{record.scope["http_version"]}" {record.status} {record.sent} "{referer}" "{agent}" '
             f"{record.seconds:.6f} {record.request_id}\n"
         )
@@ -116,7 +117,7 @@ class AccessLog:
             "http.request.id": record.request_id,
             "http.request.method": record.scope["method"],
             "http.request.uri": _target(record.scope),
-            "http.request.remoteaddr": (record.scope.get("client") or ("",))[0],
+            "http.request.remoteaddr": _client(record.scope),
             "http.request.useragent": _cut(record.headers.get(b"user-agent", b"")),
             "http.request.read": record.received,
             "http.response.status": record.status,
@@ -126,7 +127,23 @@ class AccessLog:
         }
         if user := record.scope.get("registry.user"):  # who was believed; what was sent is nobody's business
             entry["auth.user.name"] = user
+        if (error := record.scope.get("registry.error")) is not None:
+            entry |= _reason(error)
         return json.dumps(entry, default=str) + "\n"
+
+
+def _client(scope: Mapping[str, Any]) -> str:
+    """Whose request it was, as a trusted proxy tells it; who held the connection where nobody was asked."""
+    told: str | None = scope.get("registry.client")
+    return told if told is not None else (scope.get("client") or ("",))[0] or ""
+
+
+def _reason(error: RegistryError) -> dict[str, str]:
+    """Why a request was refused, as Distribution has it: what the client was told, which holds no secret."""
+    reason = {"err.code": error.code.lower().replace("_", " "), "err.message": _cut_text(error.message)}
+    if (detail := error.detail) is not None:
+        reason["err.detail"] = _cut_text(detail if isinstance(detail, str) else json.dumps(detail, default=str))
+    return reason
 
 
 def _target(scope: Mapping[str, Any]) -> str:
@@ -165,6 +182,10 @@ def _quoted(value: bytes | None) -> str:
 def _cut(value: bytes) -> str:
     """What a client sent, as far as it is logged: the rest would cost all other requests their time."""
     return value.decode("latin-1") if len(value) <= _LONGEST else f"{value[:_LONGEST].decode('latin-1')}..."
+
+
+def _cut_text(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 _last_second = 0

@@ -199,6 +199,7 @@ class _Exchange:
         self._started = time.monotonic()
         self.request_id = edge.request_id(self._headers.get(b"x-request-id"))
         scope["registry.take_over"] = self.take_over
+        scope["registry.request_id"] = self.request_id.decode()
 
     async def receive(self) -> Event:
         """The next piece of the body. BodyEnded when there is none although there should be."""

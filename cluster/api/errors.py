@@ -39,8 +39,9 @@ def envelope(errors: Sequence[RegistryError]) -> bytes:
     return text.encode("utf-8", "replace") + b"\n"
 
 
-def respond(resp: Response, errors: Sequence[RegistryError]) -> None:
+def respond(req: Request, resp: Response, errors: Sequence[RegistryError]) -> None:
     """Turn an answer into that of the first error, with all of them in its body."""
+    req.scope["registry.error"] = errors[0]  # for the log
     resp.status = falcon.code_to_http_status(errors[0].status)
     resp.content_type = JSON
     resp.stream = None
@@ -74,25 +75,25 @@ def from_falcon(error: falcon.HTTPError) -> RegistryError:
 def install(app: falcon.asgi.App[Request, Response]) -> None:
     """Make this module the only one that says how an error looks."""
 
-    async def ours(_: Request, resp: Response, error: RegistryError, __: Any) -> None:
-        respond(resp, [error])
+    async def ours(req: Request, resp: Response, error: RegistryError, __: Any) -> None:
+        respond(req, resp, [error])
 
-    async def several(_: Request, resp: Response, error: RegistryErrors, __: Any) -> None:
-        respond(resp, error.errors)
+    async def several(req: Request, resp: Response, error: RegistryErrors, __: Any) -> None:
+        respond(req, resp, error.errors)
 
-    async def ended(_: Request, resp: Response, error: BodyEnded, __: Any) -> None:
-        respond(resp, [SizeInvalid(str(error))])
+    async def ended(req: Request, resp: Response, error: BodyEnded, __: Any) -> None:
+        respond(req, resp, [SizeInvalid(str(error))])
 
     async def storage(req: Request, resp: Response, error: StorageError, __: Any) -> None:
-        _log.error("storage failed: %s %s: %s", req.method, req.path, error)
-        respond(resp, [from_storage(error)])
+        _log.error("storage failed: %s: %s", _told(req), error)
+        respond(req, resp, [from_storage(error)])
 
-    async def framework(_: Request, resp: Response, error: falcon.HTTPError, __: Any) -> None:
-        respond(resp, [from_falcon(error)])
+    async def framework(req: Request, resp: Response, error: falcon.HTTPError, __: Any) -> None:
+        respond(req, resp, [from_falcon(error)])
 
     async def bug(req: Request, resp: Response, error: Exception, __: Any) -> None:
-        _log.error("unhandled error: %s %s", req.method, req.path, exc_info=error)
-        respond(resp, [Unknown()])
+        _log.error("unhandled error: %s", _told(req), exc_info=error)
+        respond(req, resp, [Unknown()])
 
     app.add_error_handler(Exception, bug)
     app.add_error_handler(falcon.HTTPError, framework)
@@ -100,3 +101,8 @@ def install(app: falcon.asgi.App[Request, Response]) -> None:
     app.add_error_handler(RegistryErrors, several)
     app.add_error_handler(BodyEnded, ended)
     app.add_error_handler(StorageError, storage)
+
+
+def _told(req: Request) -> str:
+    """Which request this is, so that its line in the access log is found."""
+    return f"{req.method} {req.path}, request {req.scope.get('registry.request_id', '-')}"

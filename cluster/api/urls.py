@@ -52,7 +52,7 @@ class Urls:
         return f"{self._host or self.origin(req) + self.prefix}{target}"
 
     def client(self, req: falcon.asgi.Request) -> str:
-        """The client's address, for limits: the last one told that is not a trusted proxy's."""
+        """The client's address, for limits and the log: the last one told that is not a trusted proxy's."""
         address = _peer(req)
         # Private ranges are trusted by default, and clients are there too: each could be a new one with each guess
         # of a password, or somebody else.
@@ -100,6 +100,16 @@ class Urls:
         # On a socket for both families an IPv4 peer has an address of the form ::ffff:192.0.2.1.
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer in network for network in self._trusted)
+
+
+class ClientAddress:
+    """A Falcon middleware that has the log show the client whom the limits count."""
+
+    def __init__(self, urls: Urls) -> None:
+        self._urls = urls
+
+    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        req.scope["registry.client"] = self._urls.client(req)
 
 
 def next_link(path: str, **query: str | int) -> str:

@@ -152,6 +152,16 @@ def test_a_bug_is_500_in_the_form_of_the_specification_and_tells_nothing_of_itse
     assert filled.get("/v2/").status_code == 200
 
 
+@pytest.mark.parametrize("error", [StorageError("Input/output error"), RuntimeError("a bug")])
+def test_the_log_says_which_request_has_failed(
+    filled: Api, driver: BreakableDriver, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.error = error
+    answer = filled.get("/v2/a/manifests/v1")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "cluster.api.errors")
+    assert f"GET /v2/a/manifests/v1, request {answer.headers['X-Request-Id']}" in line
+
+
 def test_a_tag_that_somebody_holds_is_503_for_writers_and_served_to_readers() -> None:
     """Rule T2: safety before progress, and only for this tag."""
     api = api_on(LockedDriver())

@@ -84,6 +84,28 @@ def test_a_request_is_one_object_where_json_is_asked_for(tmp_path: Path) -> None
         assert 0 < line["http.response.duration"] < 20
 
 
+@pytest.mark.parametrize("formatter", ["text", "json"])
+@pytest.mark.parametrize(("proxies", "told"), [(["127.0.0.0/8"], "192.0.2.7"), (["10.0.0.0/8"], "127.0.0.1")])
+def test_behind_a_proxy_that_is_written_down_the_client_is_the_one_that_it_tells(
+    tmp_path: Path, formatter: str, proxies: list[str], told: str
+) -> None:
+    config = {"log": {"formatter": formatter}, "cluster": {"trustedproxies": proxies}}
+    with brief(Node(tmp_path, config)) as node:
+        for path in ("/v2/", "/nowhere"):
+            get(f"{node.url}{path}", "X-Forwarded-For: 198.51.100.1, 192.0.2.7")
+        shown = f'"http.request.remoteaddr": "{told}"' if formatter == "json" else f"{told} - - ["
+        eventually(lambda: sum(shown in line for line in node.log().splitlines()) == 2, 20, "both are in the log")
+
+
+def test_json_says_why_a_request_was_refused(tmp_path: Path) -> None:
+    with brief(Node(tmp_path, {"log": {"formatter": "json"}})) as node:
+        get(f"{node.url}/v2/log/manifests/none")
+        get(f"{node.url}/nowhere")
+        unknown, nowhere = json_lines(node, 2)
+        assert (unknown["err.code"], unknown["err.detail"]) == ("manifest unknown", "log has no manifest none")
+        assert nowhere["err.message"] == "no such route"
+
+
 def test_no_line_is_written_where_the_access_log_is_off(tmp_path: Path) -> None:
     with Node(tmp_path, {"log": {"accesslog": {"disabled": True}}}) as node:
         assert get(f"{node.url}/v2/").status == 200

@@ -11,16 +11,21 @@ from typing import Any
 import pytest
 
 from cluster.api.edge import Record
+from cluster.auth.access import Access, to_detail
+from cluster.errors import Denied, ManifestUnknown
 from cluster.logs import AccessLog
 from cluster.outlet import Outlet
 
 LONG = b"a" * 20_000
 
 
-def line(formatter: str = "text", *, query: bytes = b"", path: bytes = b"/v2/", **headers: bytes) -> str:
-    """The line of one request."""
+def line(
+    formatter: str = "text", *, query: bytes = b"", path: bytes = b"/v2/", error: Any = None, **headers: bytes
+) -> str:
+    """The line of one request, and of the error that it was answered with."""
     given = {name.replace("_", "-").encode(): value for name, value in headers.items()}
     scope: dict[str, Any] = {"method": "GET", "http_version": "1.1", "raw_path": path, "query_string": query}
+    scope["registry.error"] = error
     record = Record(scope, given, "id", 200, 0, 0, 0.0)
 
     async def write() -> bytes:
@@ -71,3 +76,15 @@ def test_secrets_are_hidden_however_they_are_spelt(query: bytes, logged: str) ->
     assert f" /v2/?{logged} HTTP/1.1" in line(query=query)
     assert f'"http://x/?{logged}"' in line(referer=b"http://x/?" + query)
     assert json.loads(line("json", query=query))["http.request.uri"] == f"/v2/?{logged}"
+
+
+def test_json_says_why_a_request_was_refused_in_words_of_distribution() -> None:
+    said = json.loads(line("json", error=ManifestUnknown("a has no tag v1")))
+    assert said["err.code"] == "manifest unknown"
+    assert said["err.message"] == "manifest unknown"
+    assert said["err.detail"] == "a has no tag v1"
+    assert "err.detail" not in json.loads(line("json", error=ManifestUnknown()))
+    assert "err.code" not in json.loads(line("json"))
+    denied = json.loads(line("json", error=Denied(to_detail([Access("repository", "a", "push")]))))
+    assert json.loads(denied["err.detail"]) == [{"Type": "repository", "Class": "", "Name": "a", "Action": "push"}]
+    assert len(line("json", error=ManifestUnknown("x" * 20_000))) < 3000
