@@ -11,7 +11,8 @@ import time
 
 from cluster.auth import keyring, policy
 from cluster.auth.files import Watched
-from cluster.auth.policy import ACTIONS, ANONYMOUS, EVERY_ACCOUNT, EVERYBODY, Reason, Rules
+from cluster.auth.passwords import ANONYMOUS
+from cluster.auth.policy import ACTIONS, EVERY_ACCOUNT, EVERYBODY, Reason, Rules
 from cluster.auth.tokens import LEEWAY, UPLOAD_LIMIT
 from cluster.errors import ConfigError, NameInvalid
 from cluster.oci.reference import RepositoryName

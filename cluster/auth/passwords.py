@@ -16,6 +16,7 @@ import bcrypt
 from cluster.auth.access import read_name
 from cluster.errors import ConfigError
 
+AUTHENTICATED, ANONYMOUS = "authenticated", "anonymous"  # groups of every policy, and so no user's name
 COST = 10
 LOWEST_COST, HIGHEST_COST = 4, 17  # at 17 one check takes some seconds
 
@@ -102,13 +103,15 @@ def make(password: bytes, cost: int = COST) -> str:
 
 
 def check_name(user: str) -> str:
-    """A name that an htpasswd file and HTTP's Basic scheme (RFC 7617) can carry. PasswordRefused."""
+    """A name that an htpasswd file and HTTP's Basic scheme (RFC 7617) can carry, and a policy. PasswordRefused."""
     if not user or len(user.encode()) > 255 or ":" in user or user.startswith("#") or user != user.strip():
         raise PasswordRefused(
             f"user {user[:80]!r}: wanted 1 to 255 bytes without a colon, a '#' at the start, or space around it"
         )
     if not user.isprintable():
         raise PasswordRefused(f"user {user[:80]!r}: holds a character that cannot be printed")
+    if user in (ANONYMOUS, AUTHENTICATED):
+        raise PasswordRefused(f"user {user!r}: in a policy this is a group")
     return user
 
 

@@ -26,11 +26,11 @@ from fnmatch import fnmatchcase
 import yaml
 
 from cluster.auth.access import ALL, CATALOG, DELETE, PULL, PUSH, REGISTRY, REPOSITORY, Access
+from cluster.auth.passwords import ANONYMOUS, AUTHENTICATED, PasswordRefused, check_name
 from cluster.errors import ConfigError, NameInvalid
 from cluster.oci.reference import NAME_LIMIT, RepositoryName
 
 ACTIONS = (PULL, PUSH, DELETE)
-AUTHENTICATED, ANONYMOUS = "authenticated", "anonymous"
 _BUILT_IN = (AUTHENTICATED, ANONYMOUS)
 _RULE_KEYS = ("users", "groups", "repositories", "actions", "catalog")
 _DECISIONS = 10_000  # that are remembered: users times repositories
@@ -206,7 +206,7 @@ class _Reader:
         for name, members in self._map(node, None, "groups").items():
             if name in _BUILT_IN:
                 self._note(members, f"the group {name} is built in: choose another name")
-            groups[name] = frozenset(self._texts(members, f"group {name}"))
+            groups[name] = self._users(members, f"group {name}")
         return groups
 
     def _rule(self, number: int, node: yaml.Node, groups: Mapping[str, frozenset[str]]) -> Rule:
@@ -229,12 +229,21 @@ class _Reader:
         return Rule(
             number,
             _line(node),
-            frozenset(texts("users")),
+            self._users(keys["users"], "users") if "users" in keys else frozenset(),
             tuple(name for name in names if name in groups or name in _BUILT_IN),
             tuple(self._patterns(keys["repositories"], patterns)) if patterns else (),
             frozenset(self._actions(keys["actions"], actions)) if actions else frozenset(),
             catalog,
         )
+
+    def _users(self, node: yaml.Node, what: str) -> frozenset[str]:
+        names = self._texts(node, what)
+        for name in names:
+            try:
+                check_name(name)
+            except PasswordRefused as refused:
+                self._note(node, f"{what}: {refused}")
+        return frozenset(names)
 
     def _patterns(self, node: yaml.Node, texts: Sequence[str]) -> Iterator[Pattern]:
         for text in texts:

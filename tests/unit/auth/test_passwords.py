@@ -132,7 +132,9 @@ def test_a_line_that_is_no_account_is_named_by_its_number_alone(line: bytes) -> 
     assert line.decode("latin-1").strip(":") not in problem, "it may be a password"
 
 
-@pytest.mark.parametrize("user", ["", "a:b", "#a", " a", "a ", "a\nb", "a\0", "x" * 256, "\x1b[31m"])
+@pytest.mark.parametrize(
+    "user", ["", "a:b", "#a", " a", "a ", "a\nb", "a\0", "x" * 256, "\x1b[31m", "anonymous", "authenticated"]
+)
 def test_a_name_that_the_file_cannot_carry_is_refused(user: str) -> None:
     with pytest.raises(PasswordRefused):
         passwords.check_name(user)

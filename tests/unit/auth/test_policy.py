@@ -34,6 +34,7 @@ rules:
 """
 RULES = policy.parse(EXAMPLE)
 NO_RULES = "line 1: no rules: nobody may do anything"
+NAME = "wanted 1 to 255 bytes without a colon, a '#' at the start, or space around it"
 NOTHING = "line 2: about nothing: wanted repositories with actions, catalog, or both"
 
 
@@ -148,6 +149,15 @@ def test_no_pattern_takes_long() -> None:
         (
             "groups: {anonymous: [a]}\nrules:\n- {users: [a], catalog: true}",
             ["line 1: the group anonymous is built in: choose another name"],
+        ),
+        (
+            "groups:\n  team: [anna, authenticated]\nrules:\n- users: ['a:b', ' x', anonymous]\n  catalog: true",
+            [
+                "line 2: group team: user 'authenticated': in a policy this is a group",
+                f"line 4: users: user 'a:b': {NAME}",
+                f"line 4: users: user ' x': {NAME}",
+                "line 4: users: user 'anonymous': in a policy this is a group",
+            ],
         ),
         ("rules:\n- catalog: true", ["line 2: for nobody: wanted users, groups or both"]),
         ("rules:\n- users: []\n  catalog: true", ["line 2: users: wanted a list with at least one entry"]),
