@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import falcon
 import falcon.testing
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster import config
+from cluster.app import Parts, create_app
+from cluster.auth import passwords
+from cluster.auth.build import build_authenticator, build_token_server, prepare_files
+from cluster.identity import identify
+from cluster.state.shared import SharedState
 from tests.api.conftest import (
     CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,
     INDEX,
     MANIFEST,
+    SECRET,
     UNKNOWN,
     Api,
     Json,
+    Storage,
     descriptor,
     empty_storage,
     encode,
@@ -42,7 +53,7 @@ ENDS_A_SESSION = {"DIGEST_INVALID", "SIZE_INVALID"}
 
 @dataclass(frozen=True)
 class Request:
-    """A request as bytes; `<session>` stands for the path and query of an upload session that is open."""
+    """A request as bytes. `<session>` stands for the path and query of an open upload, `<token>` for a token."""
 
     method: str
     target: bytes
@@ -176,6 +187,74 @@ def requests(draw: st.DrawFn) -> Request:
     return Request(method, target, fields, pieces, bool(pieces) and draw(st.integers(0, 9)) == 0)
 
 
+# -- The same, with a login, and what a token server is asked
+
+LOGIN = b"anna:secret"
+logins = st.one_of(
+    st.sampled_from([LOGIN, LOGIN, b"anna:wrong", b":", b"a:", b":a", b"a", b"\xff:\0", b"a:" + b"b" * 800]).map(
+        lambda login: b"Basic " + base64.b64encode(login)
+    ),
+    st.just(b"Bearer <token>"),
+    st.sampled_from(
+        [b"Basic", b"Basic !", b"Bearer", b"Bearer a.b.c", b"Bearer  <token>", b"Digest a", b"<token>"]
+    ),
+    st.builds(
+        lambda header, claims: (
+            b"Bearer " + b".".join(map(base64.urlsafe_b64encode, (header, claims, b"signature")))
+        ),
+        st.sampled_from([b'{"alg":"none"}', b'{"alg":"ES256","kid":"a"}', b'{"alg":"ES256","x5c":[""]}', b"[]"]),
+        st.sampled_from([b"{}", b"null", b'{"exp":1e99}', b"\xff"]),
+    ),
+    st.binary(max_size=30).filter(lambda value: not set(value) & set(b"\r\n\0")),
+)
+scopes = st.sampled_from(
+    [
+        b"repository:a:pull,push",
+        b"repository:a:*",
+        b"registry:catalog:*",
+        b"repository::",
+        b"a",
+        b"%00",
+        b"%ff",
+        b"",
+    ]
+)
+wishes = st.lists(
+    st.one_of(
+        st.tuples(st.just(b"scope"), scopes),
+        st.tuples(st.just(b"grant_type"), st.sampled_from([b"password", b"refresh_token", b"a"])),
+        st.tuples(st.just(b"username"), st.sampled_from([b"anna", b"", b"%00", b"%ff"])),
+        st.tuples(st.just(b"password"), st.sampled_from([b"secret", b"wrong", b"%00"])),
+        st.tuples(st.just(b"refresh_token"), st.sampled_from([b"<token>", b"a.b.c", b"%ff"])),
+        st.tuples(
+            st.sampled_from([b"client_id", b"service", b"access_type", b"offline_token"]), odd | st.just(b"us")
+        ),
+    ),
+    max_size=6,
+).map(lambda found: b"&".join(map(b"=".join, found)))
+FORM = (b"content-type", b"application/x-www-form-urlencoded")
+
+
+@st.composite
+def logged_in(draw: st.DrawFn) -> Request:
+    if draw(st.booleans()):
+        request = draw(requests())
+    else:
+        path, asked = draw(st.sampled_from([b"/token", b"/auth/token"])), draw(wishes)
+        request = Request("GET", path + b"?" + asked, [], [], False)
+        if draw(st.booleans()):
+            request = Request("POST", path, [FORM, (b"content-length", b"%d" % len(asked))], [asked], False)
+    if draw(st.integers(0, 4)):
+        request = replace(request, headers=[*request.headers, (b"authorization", draw(logins))])
+    return request
+
+
+def filled_in(request: Request, token: bytes) -> Request:
+    """The request with a right token where one stands."""
+    fields = [(name, value.replace(b"<token>", token)) for name, value in request.headers]
+    return replace(request, headers=fields)
+
+
 # -- Sending them, and what must be true of the answers
 
 
@@ -240,10 +319,12 @@ def check_storage(request: Request, code: str, before: dict[str, bytes], after: 
         assert after == before
 
 
-def play(api: Api, script: Sequence[Request]) -> None:
+def play(api: Api, script: Sequence[Request], asked: Api | None = None, token: bytes = b"") -> None:
+    """Send it to a registry that holds an image, or to `asked`, another way into the same."""
     api.push_image("a", "v1", subject=IMAGE["subject"])
     session = api.append(api.start("a"), b"lay")
-    for request in script:
+    api = asked or api
+    for request in (filled_in(request, token) for request in script):
         before = api.snapshot()
         code = check(request, send(api, request, session))
         check_storage(request, code, before, api.snapshot())
@@ -258,5 +339,50 @@ def test_no_request_breaks_the_registry(kind: str, examples: int) -> None:
     def scripts(script: list[Request]) -> None:
         with empty_storage(kind) as storage:
             play(storage.api(), script)
+
+    scripts()
+
+
+def guarded(directory: Path) -> Callable[[Storage], Api]:
+    """Makes clients of registries with a token server, whose tokens they ask for."""
+    (directory / "htpasswd").write_text(f"anna:{passwords.make(b'secret', passwords.LOWEST_COST)}\n")
+    (directory / "policy.yml").write_text("rules: [{users: [anna], repositories: [a], actions: ['*']}]")
+    server = {"htpasswd": str(directory / "htpasswd"), "keys": str(directory / "keys")}
+    sections = {
+        "version": 0.1,
+        "storage": {"inmemory": {}, "delete": {"enabled": True}},
+        "auth": {"token": {"issuer": "us", "service": "us", "autoredirect": True}},
+        "cluster": {"tokenserver": server, "policy": str(directory / "policy.yml")},
+    }
+    made, state = config.parse(yaml.safe_dump(sections), {}).config, SharedState(None)
+    prepare_files(made)
+    authenticator, tokens = build_authenticator(made, state), build_token_server(made, state)
+    identity = identify(made, [SECRET])  # slow to make, on purpose
+
+    def api(storage: Storage) -> Api:
+        parts = Parts(
+            storage.driver,
+            storage.uploads,
+            [SECRET],
+            identity=identity,
+            authenticator=authenticator,
+            token_server=tokens,
+        )
+        return Api(create_app(made, parts), storage.driver, storage.snapshot)
+
+    return api
+
+
+def test_no_request_breaks_a_registry_that_asks_for_tokens_or_its_token_server(tmp_path: Path) -> None:
+    make = guarded(tmp_path)
+    login = {"Authorization": f"Basic {base64.b64encode(LOGIN).decode()}"}
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(logged_in(), min_size=1, max_size=6))
+    def scripts(script: list[Request]) -> None:
+        with empty_storage("memory") as storage:
+            api = make(storage)
+            token = api.get("/token?scope=repository:a:pull,push,delete", headers=login).json["token"]
+            play(storage.api(), script, api, token.encode())
 
     scripts()

@@ -21,7 +21,7 @@ import yaml
 from cluster.auth import keyring, keys, passwords
 from cluster.auth.tokens import LEEWAY, sign_token
 from tests.node.nodes import brief, no_trouble
-from tests.node.raw import digest_of
+from tests.node.raw import Wire, digest_of, head
 from tests.node.test_commands import run
 from tests.support.process import Config, Distribution3, Node, eventually, free_port
 from tests.support.tokens import ISSUER, SERVICE, claims
@@ -120,6 +120,17 @@ def test_a_refresh_token_of_one_node_is_taken_by_the_other(pair: Pair) -> None:
     refresh = pair.token(0, access_type="offline")["refresh_token"]
     answer = pair.token(1, grant_type="refresh_token", refresh_token=refresh)
     assert pair.ask(answer["access_token"], 0).status_code == 404
+
+
+@pytest.mark.parametrize(("size", "status"), [(20_000, 401), (2**20, 431)])
+def test_a_token_that_is_far_too_long_is_refused_and_costs_nobody_else(pair: Pair, size: int, status: int) -> None:
+    """By whoever reads tokens, or by whoever reads heads (RFC 6585 section 5)."""
+    node = pair.nodes[0]
+    with Wire(node.port) as wire:
+        answer = wire.send(head("GET", "/v2/team/app/tags/list", f"Authorization: Bearer {'a' * size}")).answer()
+    assert (answer.status, answer.error()) == (status, "UNAUTHORIZED" if status == 401 else "UNSUPPORTED")
+    assert pair.ask(pair.token(0)["access_token"], 0).status_code == 404
+    assert "Traceback" not in node.log()
 
 
 def test_a_query_with_a_password_in_it_is_logged_without(pair: Pair) -> None:
