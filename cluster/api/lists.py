@@ -27,9 +27,9 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def page_size(req: Request) -> int | None:
-    """The `n` of a list; None when it is not there. PaginationInvalid when it is no number."""
+    """The `n` of a list; None when it is not there, or empty. PaginationInvalid when it is no number."""
     text = req.get_param("n")
-    if text is None:
+    if not text:
         return None
     if _NUMBER.fullmatch(text) is None:
         raise PaginationInvalid({"n": text[:40]})

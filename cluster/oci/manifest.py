@@ -100,9 +100,9 @@ class Manifest:
         return Descriptor(self.media_type, digest, size, artifact_type=artifact_type, annotations=self.annotations)
 
 
-def strip_parameters(content_type: str | None) -> str:
-    """The media type of a Content-Type header, without its parameters."""
-    return (content_type or "").partition(";")[0].strip()
+def plain_media_type(content_type: str | None) -> str:
+    """The media type of a Content-Type header, without its parameters, in lower case (RFC 9110 section 8.3.1)."""
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
@@ -112,7 +112,7 @@ def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
     storage) the bytes speak for themselves: an OCI manifest need not hold its own `mediaType`.
     """
     fields = _struct(_load(content), "manifest")
-    media_type = _media_type(fields, strip_parameters(content_type))
+    media_type = _media_type(fields, plain_media_type(content_type))
     if type(fields.get("schemaVersion", 2)) is not int or fields.get("schemaVersion", 2) != 2:
         raise ManifestInvalid(f"schemaVersion {str(fields['schemaVersion'])[:40]}: wanted 2")
     if "schemaVersion" not in fields and media_type != OCI_ARTIFACT:

@@ -23,8 +23,8 @@ from cluster.oci.manifest import (
     Platform,
     parse_manifest,
     parse_stored,
+    plain_media_type,
     stored_media_type,
-    strip_parameters,
 )
 
 CONFIG, LAYER = "application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -176,10 +176,18 @@ def test_a_referrers_list_names_the_artifact_type_or_that_of_the_config(
 
 @pytest.mark.parametrize(
     ("header", "media_type"),
-    [(None, ""), ("", ""), ("a/b", "a/b"), ("a/b;q=1;x=y", "a/b"), ("a/b ; charset=utf-8", "a/b"), (";", "")],
+    [
+        (None, ""),
+        ("", ""),
+        ("a/b", "a/b"),
+        ("a/b;q=1;x=y", "a/b"),
+        ("a/b ; charset=utf-8", "a/b"),
+        (";", ""),
+        ("A/B+Json", "a/b+json"),
+    ],
 )
 def test_parameters_of_a_content_type_do_not_count(header: str | None, media_type: str) -> None:
-    assert strip_parameters(header) == media_type
+    assert plain_media_type(header) == media_type
 
 
 # -- What is refused
