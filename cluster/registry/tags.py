@@ -24,7 +24,7 @@ from cluster.storage import layout
 from cluster.storage.driver import Driver, LockTimeout, NotFound
 
 _CHECK_LASTS = 30.0  # seconds
-_CHECKED = 256  # repositories
+_CHECKED = 256, 200_000  # repositories, and names of their tags
 _BATCH = 1000  # tags that are looked at, and sent, at a time
 LOCK_TIMEOUT = 10.0  # seconds, rule T2
 
@@ -195,9 +195,13 @@ class TagStore:
     def _note_checked(self, name: RepositoryName, names: list[str]) -> None:
         # Removing a tag removes its directory, which makes another listing. Only a node that died between the two
         # leaves a name behind, and that is why the note grows old.
+        self._checked.pop(name, None)
         self._checked[name] = (names, time.monotonic() + _CHECK_LASTS)
-        while len(self._checked) > _CHECKED:
-            del self._checked[next(iter(self._checked))]
+        repositories, most = _CHECKED
+        held = sum(len(others) for others, _ in self._checked.values())
+        while len(self._checked) > 1 and (len(self._checked) > repositories or held > most):
+            others, _ = self._checked.pop(next(iter(self._checked)))
+            held -= len(others)
 
     async def _must_exist(self, name: RepositoryName) -> None:
         """A repository with manifests and no tag is one; without any, there is none. NameUnknown."""
