@@ -25,7 +25,9 @@ _log = logging.getLogger(__name__)
 class Watched(Generic[T]):
     """What a file says now."""
 
-    def __init__(self, path: str, read: Callable[[bytes], T], *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, path: str, read: Callable[[bytes], T], *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         """Reads the file; `read` raises ConfigError for what it cannot understand. ConfigError."""
         self._path = path
         self._read = read

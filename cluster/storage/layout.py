@@ -14,7 +14,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
-        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (segments.py)
+        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (sessions.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
         _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
     _cluster/secret                                            ours: the secret that a single node drew for itself
@@ -43,10 +43,16 @@ NODES = "_cluster/nodes"
 MANIFESTS_DIRECTORY = "_manifests"
 LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long before its first manifest
 
-# Directories that no registry removes once they are there: their own entry need be made durable only once.
+# Directories that no registry removes once they are there: their own entry need be made durable only once. A name's
+# components may be any words but begin with no `_`, so the first that does ends the name.
+_ALGORITHM = "(?:sha256|sha512)"
+_OF_REPOSITORY = (
+    rf"_uploads|_referrers|_layers(?:/{_ALGORITHM})?|_manifests(?:/(?:tags|_locks|revisions(?:/{_ALGORITHM})?))?"
+)
 _PERMANENT = re.compile(
-    r"(?:.*/)?(?:blobs|repositories|_layers|_manifests|revisions|tags|_uploads|_referrers|_locks|_cluster"
-    r"|tmp|locks|repositories(?:/[a-z0-9][^/]*)+|(?:blobs|_layers|revisions)/(?:sha256|sha512)|blobs/(?:sha256|sha512)/[0-9a-f]{2})"
+    r"_cluster(?:/(?:tmp|locks|nodes))?"
+    rf"|blobs(?:/{_ALGORITHM}(?:/[0-9a-f]{{2}})?)?"
+    rf"|repositories(?:(?:/[a-z0-9][^/]*)+(?:/(?:{_OF_REPOSITORY}))?)?"
 )
 
 

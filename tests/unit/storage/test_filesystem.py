@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StorageError
+from cluster.oci.reference import RepositoryName, Tag
 from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
@@ -90,16 +91,101 @@ def test_a_root_that_is_gone_is_not_made(tmp_path: Path) -> None:
         directories.ensure(str(tmp_path / "gone" / "repositories" / "a"))
 
 
-@pytest.mark.parametrize("permanent", [True, False])
-def test_only_what_no_registry_removes_is_called_permanent(permanent: bool) -> None:
-    stays = [
-        "blobs/sha256/ab",
-        "repositories/a/b",
-        "repositories/a/_uploads",
-        "repositories/a/_manifests/revisions",
-    ]
-    goes = ["blobs/sha256/ab/" + "ab" * 32, "repositories/a/_uploads/0b1c", "repositories/a/_manifests/tags/v1"]
-    assert all(layout.is_permanent(path) == permanent for path in (stays if permanent else goes))
+def test_no_more_directories_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
+    recorded = Recorded()
+    directories = Directories(str(tmp_path), recorded.disk, most=10)
+    first = f"{tmp_path}/repositories/0/_uploads"
+    for number in range(4):
+        directories.ensure(f"{tmp_path}/repositories/{number}/_uploads")
+    recorded.calls.clear()
+    directories.ensure(first)
+    assert recorded.asked("mkdir") == []
+    for number in range(4, 10):
+        directories.ensure(f"{tmp_path}/repositories/{number}/_uploads")
+    recorded.calls.clear()
+    directories.ensure(first)
+    assert first in recorded.asked("mkdir")
+
+
+ODD = "tags/tmp/repositories/blobs/revisions/sha256"  # a repository may have any of these names
+PERMANENT = [
+    "_cluster",
+    "_cluster/tmp",
+    "_cluster/locks",
+    "_cluster/nodes",
+    "blobs",
+    "blobs/sha256",
+    "blobs/sha256/ab",
+    "repositories",
+    "repositories/a",
+    f"repositories/{ODD}",
+    *(f"repositories/{name}/{directory}" for name in ("a", "a/b", ODD) for directory in (
+        "_uploads",
+        "_referrers",
+        "_layers",
+        "_layers/sha256",
+        "_manifests",
+        "_manifests/_locks",
+        "_manifests/tags",
+        "_manifests/revisions",
+        "_manifests/revisions/sha512",
+    )),
+]  # fmt: skip
+TAGS = [
+    "v1",
+    "tmp",
+    "tags",
+    "repositories",
+    "blobs",
+    "revisions",
+    "locks",
+    "_locks",
+    "_uploads",
+    "_manifests",
+    "sha256",
+]
+GOES = [
+    "blobs/sha256/ab/" + "ab" * 32,
+    "repositories/a/_uploads/0b1c",
+    "repositories/a/_uploads/0b1c/_seg",
+    "repositories/a/_layers/sha256/" + "ab" * 32,
+    "repositories/a/_manifests/revisions/sha256/" + "ab" * 32,
+    "tmp",
+    "tags",
+    *(f"repositories/{name}/_manifests/tags/{tag}{below}" for name in ("a", ODD) for tag in TAGS for below in (
+        "",
+        "/current",
+        "/index",
+        "/index/sha256",
+        "/index/sha256/" + "ab" * 32,
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PERMANENT)
+def test_what_no_registry_removes_is_permanent(path: str) -> None:
+    assert layout.is_permanent(path)
+
+
+@pytest.mark.parametrize("path", GOES)
+def test_what_a_registry_removes_is_not_permanent(path: str) -> None:
+    assert not layout.is_permanent(path)
+
+
+@pytest.mark.parametrize("tag", ["v1", "tmp", "tags", "repositories"])
+async def test_a_tag_that_another_node_made_again_is_made_durable(
+    tmp_path: Path, threads: Threads, tag: str
+) -> None:
+    """It may have died before it had synced the directory that it made."""
+    recorded = Recorded()
+    driver = FilesystemDriver(str(tmp_path), threads, recorded.disk)
+    link = layout.tag_link(RepositoryName("a"), Tag(tag))
+    await driver.write(link, b"one")
+    await driver.remove(layout.tag(RepositoryName("a"), Tag(tag)))
+    (tmp_path / link).parent.mkdir(parents=True)
+    recorded.calls.clear()
+    await driver.write(link, b"two")
+    assert str(tmp_path / layout.tags(RepositoryName("a"))) in recorded.asked("sync_path")
 
 
 class Stubborn(Disk):
