@@ -19,7 +19,7 @@ from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
 from cluster.storage.listings import Listings
-from cluster.storage.threads import Tenure, Threads
+from cluster.storage.threads import FULL, Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
 _SETTLED = 20_000  # directories that are known to be durable: of some two thousand repositories
@@ -347,6 +347,17 @@ class FilesystemDriver:
         return await self._threads.run(self._now)
 
     def _now(self) -> float:
+        try:
+            return self._date_of_new_file()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        # There is no room for a file, and the purger, which makes room, has to know the time.
+        directory = self._full(layout.TEMPORARY)
+        self._disk.touch(directory)
+        return self._disk.status(directory).modified
+
+    def _date_of_new_file(self) -> float:
         temporary = self.temporary()
         self._disk.close(self._disk.create(temporary))
         try:

@@ -222,6 +222,10 @@ class ForgetfulDisk(Disk):
         now = self._tick()
         parent.change({name: _Directory(modified=now)}, now)
 
+    def touch(self, path: str) -> None:
+        self._look()
+        self._node(path).modified = self._tick()
+
     def rmdir(self, path: str) -> None:
         self._step()
         parent, name = self._place(path)
