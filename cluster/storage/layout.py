@@ -8,7 +8,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _manifests/revisions/<alg>/<hex>/link                  the manifest is in this repository
         _manifests/tags/<tag>/current/link                     what the tag points to
         _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
-        _manifests/tags/<tag>/index/sha256/<hex>/_name         ours: the sha512 by which it was pointed there
+        _manifests/_names/<tag>/<hex of a sha256>              ours: the sha512 by which the tag was pointed there
         _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
         _referrers/<alg>/<hex of the subject>/sha256-<hex>     ours: descriptor of one referrer, as JSON
         _referrers/_seen                                       ours: which revisions were looked at for a subject
@@ -46,9 +46,8 @@ LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long 
 # Directories that no registry removes once they are there: their own entry need be made durable only once. A name's
 # components may be any words but begin with no `_`, so the first that does ends the name.
 _ALGORITHM = "(?:sha256|sha512)"
-_OF_REPOSITORY = (
-    rf"_uploads|_referrers|_layers(?:/{_ALGORITHM})?|_manifests(?:/(?:tags|_locks|revisions(?:/{_ALGORITHM})?))?"
-)
+_OF_MANIFESTS = rf"tags|_locks|_names|revisions(?:/{_ALGORITHM})?"
+_OF_REPOSITORY = rf"_uploads|_referrers|_layers(?:/{_ALGORITHM})?|_manifests(?:/(?:{_OF_MANIFESTS}))?"
 _PERMANENT = re.compile(
     r"_cluster(?:/(?:tmp|locks|nodes))?"
     rf"|blobs(?:/{_ALGORITHM}(?:/[0-9a-f]{{2}})?)?"
@@ -99,12 +98,12 @@ def tag_index_link(name: RepositoryName, tag: Tag, digest: Digest) -> str:
 
 
 def tag_name(name: RepositoryName, tag: Tag, canonical: Digest) -> str:
-    """How the tag's writer named the manifest that is this sha256; missing where that was by sha256.
+    """How the tag's writer named the manifest that is this sha256; missing where no writer named it by sha512.
 
-    One file for each manifest that the tag has pointed to, so that it is there before the tag moves, and says
-    nothing any more once the tag points to something else. Distribution reads only `link` here.
+    One file for each manifest, so that it is there before the tag moves, and says nothing any more once the tag
+    points to something else. Never removed, also not with its tag: who finds none knows that there was none.
     """
-    return f"repositories/{name}/_manifests/tags/{tag}/index/{canonical.algorithm}/{canonical.encoded}/_name"
+    return f"repositories/{name}/_manifests/_names/{tag}/{canonical.encoded}"
 
 
 def tag_lock(name: RepositoryName, tag: Tag) -> str:

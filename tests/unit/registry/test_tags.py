@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 import pytest
 
@@ -128,6 +130,89 @@ async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
 
     await asyncio.gather(*(count(Parts(parts.memory), 10) for _ in range(3)))
     assert await parts.tags.get(NAME, V1) == steps[30]
+
+
+# Two names of one manifest
+
+WIDE = Pointer(Digest.of(b"one", "sha512"), ONE)
+
+
+class Recording(MemoryDriver):
+    """Keeps what was on storage after each change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[str, bytes]] = [{}]
+
+    async def write(self, path: str, content: bytes) -> None:
+        await super().write(path, content)
+        self.states.append(dict(self.files))
+
+    async def remove(self, path: str) -> None:
+        await super().remove(path)
+        self.states.append(dict(self.files))
+
+
+class Slow(MemoryDriver):
+    """Between two looks of its reader, storage goes on from one of these states to the next."""
+
+    def __init__(self, states: Sequence[dict[str, bytes]]) -> None:
+        super().__init__()
+        self._states = states
+        self.at = -1
+        """Which of the states was looked at last."""
+
+    async def read(self, path: str) -> bytes:
+        self.at = min(self.at + 1, len(self._states) - 1)
+        self.files = self._states[self.at]
+        return await super().read(path)
+
+
+async def test_a_reader_sees_what_the_tag_was_at_one_moment_by_whichever_name() -> None:
+    """Or somebody who reads later could see less: that is what makes a tag one register (promise P3)."""
+    driver, two, plain = Recording(), Pointer(TWO, TWO), Pointer(ONE, ONE)
+    store = TagStore(driver)
+    moments: list[dict[str, bytes]] = []
+    for manifest in (
+        two,
+        WIDE,
+        two,
+        plain,
+        WIDE,
+        plain,
+        two,
+        WIDE,
+        None,
+        WIDE,
+        None,
+        WIDE,
+        two,
+        None,
+        plain,
+        two,
+        WIDE,
+    ):
+        if manifest is None:
+            await store.delete(NAME, V1)
+        else:
+            await store.put(NAME, V1, manifest, nothing)
+    paths = [layout.tag_link(NAME, V1), layout.tag_name(NAME, V1, ONE)]
+    for state in driver.states:
+        told = {path: state[path] for path in paths if path in state}
+        if told not in moments[-1:]:
+            moments.append(told)
+    held = [await TagStore(Slow([moment])).read(NAME, V1) for moment in moments]
+    assert {None, two, plain, WIDE} == set(held) and len(moments) > 20
+    for times in combinations_with_replacement(range(len(moments)), 4):
+        reader = Slow([moments[time] for time in times])
+        seen = await TagStore(reader).read(NAME, V1)
+        assert seen in held[times[0] : times[reader.at] + 1], [moments[time] for time in times]
+
+
+async def test_a_name_by_sha512_gives_way_to_one_by_sha256_and_comes_back(parts: Parts) -> None:
+    for manifest in (WIDE, Pointer(ONE, ONE), WIDE, Pointer(TWO, TWO), Pointer(ONE, ONE)):
+        await parts.tags.put(NAME, V1, manifest, nothing)
+        assert await parts.tags.read(NAME, V1) == manifest
 
 
 # Deletes

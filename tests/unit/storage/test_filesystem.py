@@ -126,6 +126,7 @@ PERMANENT = [
         "_layers/sha256",
         "_manifests",
         "_manifests/_locks",
+        "_manifests/_names",
         "_manifests/tags",
         "_manifests/revisions",
         "_manifests/revisions/sha512",
@@ -146,6 +147,7 @@ TAGS = [
 ]
 GOES = [
     "blobs/sha256/ab/" + "ab" * 32,
+    "repositories/a/_manifests/_names/tags",
     "repositories/a/_uploads/0b1c",
     "repositories/a/_uploads/0b1c/_seg",
     "repositories/a/_layers/sha256/" + "ab" * 32,
