@@ -133,6 +133,9 @@ class FilesystemDriver:
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
 
+    def _relative(self, full: str) -> str:
+        return full[len(self._root) + 1 :]
+
     async def read(self, path: str) -> bytes:
         full = self._full(path)
         if self._try_cached:
@@ -190,6 +193,8 @@ class FilesystemDriver:
             fd = self._disk.create(temporary)
             try:
                 self._disk.write(fd, content)
+                if layout.is_final(self._relative(path)):
+                    self._disk.seal(fd)
                 self._disk.sync(fd)
             finally:
                 self._disk.close(fd)

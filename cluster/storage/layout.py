@@ -60,6 +60,11 @@ def is_permanent(directory: str) -> bool:
     return _PERMANENT.fullmatch(directory) is not None
 
 
+def is_final(path: str) -> bool:
+    """Whether a file never changes once it is there: the data of blobs and manifests (rule B1)."""
+    return path.startswith("blobs/")
+
+
 def blob(digest: Digest) -> str:
     """The bytes themselves; the digest must be a sha256."""
     return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}/data"

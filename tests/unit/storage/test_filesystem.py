@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StorageError
+from cluster.oci.digest import Digest
 from cluster.oci.reference import RepositoryName, Tag
 from cluster.storage import layout
 from cluster.storage.disk import Disk
@@ -233,6 +234,20 @@ async def test_a_write_is_synced_before_it_has_its_name_and_the_name_before_it_r
     last_rename = len(order) - 1 - order[::-1].index("rename")
     assert "sync" in order[:last_rename]
     assert recorded.calls[-1] == ("sync_path", str((tmp_path / LINK).parent))
+
+
+async def test_what_never_changes_is_read_only_and_what_does_is_not(tmp_path: Path, threads: Threads) -> None:
+    """Rule B1. Distribution, which may be another user, reads both and looks for the first before it writes it."""
+    driver = FilesystemDriver(str(tmp_path), threads)
+    data = layout.blob(Digest.of(b"manifest"))
+    for path, content in ((data, b"manifest"), (LINK, b"one"), (LINK, b"two")):
+        await driver.write(path, content)
+    assert (tmp_path / data).stat().st_mode & 0o777 == 0o444
+    assert (tmp_path / LINK).stat().st_mode & 0o200
+    (tmp_path / data).chmod(0o644)
+    (tmp_path / data).write_bytes(b"torn")
+    await driver.write(data, b"manifest")
+    assert (tmp_path / data).read_bytes() == b"manifest"
 
 
 async def test_an_equal_write_makes_durable_what_is_there_and_writes_nothing(
