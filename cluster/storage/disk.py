@@ -71,6 +71,14 @@ class Disk:
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def size(self, fd: int) -> int:
+        """Bytes of an open file."""
+        return os.fstat(fd).st_size
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        """Bytes from this offset on; fewer, or none, where the file ends."""
+        return os.pread(fd, size, offset)
+
     def open_existing(self, path: str) -> int:
         """A file that is there, for writing."""
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -64,24 +64,24 @@ class Directories:
         self._settled = {self._root}
 
 
-def _sized(fd: int) -> tuple[int, int]:
-    """An open file, and how many bytes it has."""
-    try:
-        return fd, os.fstat(fd).st_size
-    except OSError:
-        os.close(fd)
-        raise
-
-
 class FileReader:
     """A file opened for reading."""
 
     def __init__(
-        self, fd: int, size: int, threads: Threads, close: Callable[[], object], *, chunk: int, try_cached: bool
+        self,
+        fd: int,
+        size: int,
+        disk: Disk,
+        threads: Threads,
+        close: Callable[[], object],
+        *,
+        chunk: int,
+        try_cached: bool,
     ) -> None:
         self.size = size
         self._chunk = chunk
         self._fd = fd
+        self._disk = disk
         self._threads = threads
         self._try_cached = try_cached
         self._tenure = Tenure(close)
@@ -101,7 +101,7 @@ class FileReader:
             except OSError:  # not in the cache, or a real error: a thread finds out
                 pass
         with self._tenure:
-            return await self._threads.run_long(os.pread, self._fd, size, offset)
+            return await self._threads.run_long(self._disk.read_at, self._fd, size, offset)
 
     def close(self) -> None:
         self._tenure.end()
@@ -160,20 +160,28 @@ class FilesystemDriver:
         full = self._full(path)
         if self._try_cached:
             try:
-                return self._reader(*_sized(cached.open_cached(full)))
+                return self._reader(*self._sized(cached.open_cached(full)))
             except OSError:
                 pass
         return self._reader(*await self._threads.open(self._open, self._close_opened, full))
 
     def _open(self, path: str) -> tuple[int, int]:
-        return _sized(self._disk.open(path))
+        return self._sized(self._disk.open(path))
+
+    def _sized(self, fd: int) -> tuple[int, int]:
+        """An open file, and how many bytes it has."""
+        try:
+            return fd, self._disk.size(fd)
+        except OSError:
+            self._disk.close(fd)
+            raise
 
     def _close_opened(self, opened: tuple[int, int]) -> None:
         self._disk.close(opened[0])
 
     def _reader(self, fd: int, size: int) -> FileReader:
         return FileReader(
-            fd, size, self._threads, self._closing(fd), chunk=self._chunk, try_cached=self._try_cached
+            fd, size, self._disk, self._threads, self._closing(fd), chunk=self._chunk, try_cached=self._try_cached
         )
 
     def _closing(self, fd: int) -> Callable[[], object]:

@@ -17,6 +17,7 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (sessions.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
         _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
+        _uploads/_gone.<uuid>.<16 hex>                         ours: a session that was set aside (rule U9)
     _cluster/secret                                            ours: the secret that a single node drew for itself
     _cluster/nodes/<name>                                      ours: the mark of a node (cluster/identity.py)
     _cluster/tmp/                                              ours: files on their way to their place
@@ -41,7 +42,10 @@ TEMPORARY = "_cluster/tmp"
 PURGER_LOCK = "_cluster/locks/purger"
 NODES = "_cluster/nodes"
 MANIFESTS_DIRECTORY = "_manifests"
+UPLOADS_DIRECTORY = "_uploads"
 LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long before its first manifest
+
+_GONE = "_gone."
 
 # Directories that no registry removes once they are there: their own entry need be made durable only once. A name's
 # components may be any words but begin with no `_`, so the first that does ends the name.
@@ -115,12 +119,24 @@ def tag_lock(name: RepositoryName, tag: Tag) -> str:
     return f"repositories/{name}/_manifests/_locks/{tag}"
 
 
-def uploads(name: RepositoryName) -> str:
-    return f"repositories/{name}/_uploads"
+def uploads(name: str) -> str:
+    """Of a repository, also of one whose name only Distribution takes."""
+    return f"repositories/{name}/{UPLOADS_DIRECTORY}"
 
 
 def upload(name: RepositoryName, uuid: str) -> str:
-    return f"repositories/{name}/_uploads/{uuid}"
+    return f"{uploads(name)}/{uuid}"
+
+
+def set_aside(session: str, mark: str) -> str:
+    """Where a session goes that ends: beside the others, under a name that is no UUID (rules U9, U10)."""
+    parent, _, uuid = session.rpartition("/")
+    return f"{parent}/{_GONE}{uuid}.{mark}"
+
+
+def is_set_aside(session: str) -> bool:
+    """Whether that is where a session went."""
+    return session.rpartition("/")[2].startswith(_GONE)
 
 
 def upload_started_at(session: str) -> str:
@@ -138,10 +154,6 @@ SHARED_STATES, OWN_STATES = "hashstates", "_states"
 
 def upload_states(session: str, algorithm: str, folder: str = SHARED_STATES) -> str:
     return f"{session}/{folder}/{algorithm}"
-
-
-def upload_state(session: str, algorithm: str, offset: int, folder: str = SHARED_STATES) -> str:
-    return f"{upload_states(session, algorithm, folder)}/{offset}"
 
 
 def referrers(name: RepositoryName, subject: Digest) -> str:

@@ -144,6 +144,14 @@ class ForgetfulDisk(Disk):
             os.pwrite(fd, node.content, 0)
         return fd
 
+    def size(self, fd: int) -> int:
+        self._look()
+        return super().size(fd)
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        self._look()
+        return super().read_at(fd, size, offset)
+
     def try_lock(self, fd: int) -> bool:
         self._look()
         file = self._open[fd]

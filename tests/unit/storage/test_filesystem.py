@@ -342,6 +342,63 @@ async def test_nothing_is_closed_on_the_event_loop(tmp_path: Path, threads: Thre
     assert threading.current_thread() not in closing
 
 
+async def test_a_blob_is_read_through_the_disk(tmp_path: Path, threads: Threads) -> None:
+    """So that a disk of a test can hang or fail in the middle of one."""
+    (tmp_path / "blob").write_bytes(b"content")
+    recorded = Recorded()
+    reader = await FilesystemDriver(str(tmp_path), threads, recorded.disk, chunk=4).open("blob")
+    assert [piece async for piece in reader.chunks(1, 7)] == [b"onte", b"nt"]
+    reader.close()
+    assert [call for call, _ in recorded.calls][:4] == ["open", "size", "read_at", "read_at"]
+
+
+class Failing(Disk):
+    """Opens files, and cannot say or give what is in them."""
+
+    def __init__(self, call: str) -> None:
+        self._call = call
+        self.open_files = 0
+
+    def open(self, path: str) -> int:
+        self.open_files += 1
+        return super().open(path)
+
+    def close(self, fd: int) -> None:
+        self.open_files -= 1
+        super().close(fd)
+
+    def size(self, fd: int) -> int:
+        self._fail("size")
+        return super().size(fd)
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        self._fail("read_at")
+        return super().read_at(fd, size, offset)
+
+    def _fail(self, call: str) -> None:
+        if call == self._call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("call", ["size", "read_at"])
+async def test_a_blob_that_cannot_be_read_is_an_error_and_leaves_no_file_open(
+    tmp_path: Path, threads: Threads, call: str
+) -> None:
+    (tmp_path / "blob").write_bytes(b"content")
+    disk = Failing(call)
+    driver = FilesystemDriver(str(tmp_path), threads, disk)
+    with pytest.raises(StorageError) as refusal:
+        reader = await driver.open("blob")
+        try:
+            [piece async for piece in reader.chunks(0, 7)]
+        finally:
+            reader.close()
+    assert not isinstance(refusal.value, NotFound)
+    async with asyncio.timeout(60):
+        while disk.open_files:  # noqa: ASYNC110 - closed in a thread
+            await asyncio.sleep(0.01)
+
+
 async def test_the_twin_has_room_for_a_probe(threads: Threads) -> None:
     disk = ForgetfulDisk()
     await FilesystemDriver(ROOT, threads, disk).probe()
