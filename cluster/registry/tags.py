@@ -59,11 +59,6 @@ class TagStore:
         self._driver = driver
         self._checked: dict[RepositoryName, tuple[list[str], float]] = {}
 
-    async def get(self, name: RepositoryName, tag: Tag) -> Digest | None:
-        """What the tag points to, as its writer named it."""
-        pointer = await self.read(name, tag)
-        return pointer.digest if pointer is not None else None
-
     async def read(self, name: RepositoryName, tag: Tag) -> Pointer | None:
         """What the tag points to, by both names.
 

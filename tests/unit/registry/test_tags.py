@@ -33,10 +33,10 @@ async def put(parts: Parts, tag: str, digest: Digest, precondition: Precondition
 
 
 async def test_a_tag_points_to_what_was_put_last(parts: Parts) -> None:
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     for digest in (ONE, TWO, ONE, ONE):
         await put(parts, "v1", digest)
-        assert await parts.tags.get(NAME, V1) == digest
+        assert await parts.points_to(V1) == digest
 
 
 async def test_a_tag_is_written_as_distribution_writes_it(parts: Parts) -> None:
@@ -53,9 +53,9 @@ async def test_a_tag_is_written_as_distribution_writes_it(parts: Parts) -> None:
 @pytest.mark.parametrize("link", [b"", b"sha256:", b"garbage", str(ONE).encode() + b"\n", b"\xff" * 71])
 async def test_a_broken_link_is_no_tag(parts: Parts, link: bytes) -> None:
     await parts.memory.write(layout.tag_link(NAME, V1), link)
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     await put(parts, "v1", ONE)
-    assert await parts.tags.get(NAME, V1) == ONE
+    assert await parts.points_to(V1) == ONE
 
 
 def matching(*digests: Digest | str) -> Precondition:
@@ -94,12 +94,12 @@ async def test_a_conditional_write_takes_place_only_where_it_may(
     write = put(parts, "v1", TWO, condition) if call == "put" else parts.tags.delete(NAME, V1, condition)
     if may:
         await write
-        assert await parts.tags.get(NAME, V1) == (TWO if call == "put" else None)
+        assert await parts.points_to(V1) == (TWO if call == "put" else None)
     else:
         with pytest.raises(PreconditionFailed) as refusal:
             await write
         assert refusal.value.detail["current"] == (current and str(current))
-        assert await parts.tags.get(NAME, V1) == current
+        assert await parts.points_to(V1) == current
 
 
 async def test_of_many_who_create_a_tag_one_succeeds(parts: Parts) -> None:
@@ -110,7 +110,7 @@ async def test_of_many_who_create_a_tag_one_succeeds(parts: Parts) -> None:
         return_exceptions=True,
     )
     winners = [digest for digest, outcome in zip(digests, outcomes, strict=True) if outcome is None]
-    assert [await parts.tags.get(NAME, V1)] == winners
+    assert [await parts.points_to(V1)] == winners
 
 
 async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
@@ -119,7 +119,7 @@ async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
 
     async def count(node: Parts, times: int) -> None:
         while times:
-            current = await node.tags.get(NAME, V1)
+            current = await node.points_to(V1)
             assert current is not None
             await asyncio.sleep(0)
             try:
@@ -129,7 +129,7 @@ async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
             times -= 1
 
     await asyncio.gather(*(count(Parts(parts.memory), 10) for _ in range(3)))
-    assert await parts.tags.get(NAME, V1) == steps[30]
+    assert await parts.points_to(V1) == steps[30]
 
 
 # Two names of one manifest
@@ -223,7 +223,7 @@ async def test_a_deleted_tag_leaves_nothing_but_its_lock(parts: Parts) -> None:
     await put(parts, "v2", TWO)
     assert await parts.tags.delete(NAME, V1)
     assert not await parts.tags.delete(NAME, V1)
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     assert await parts.memory.names(layout.tags(NAME)) == ["v2"]
 
 
@@ -275,18 +275,18 @@ async def test_a_tag_that_somebody_holds_can_be_read_and_is_unavailable_to_write
     driver = Held()
     await driver.write(layout.tag_link(NAME, V1), str(ONE).encode())
     tags = TagStore(driver)
-    assert await tags.get(NAME, V1) == ONE
+    assert await tags.read(NAME, V1) == Pointer(ONE, ONE)
     for write in (tags.put(NAME, V1, Pointer(TWO, TWO), nothing), tags.delete(NAME, V1)):
         with pytest.raises(Unavailable) as refusal:
             await write
         assert int(refusal.value.headers["Retry-After"]) > 0
-    assert await tags.get(NAME, V1) == ONE
+    assert await tags.read(NAME, V1) == Pointer(ONE, ONE)
 
 
 async def test_a_writer_that_holds_one_tag_does_not_hinder_another(parts: Parts) -> None:
     async with parts.driver.lock(layout.tag_lock(NAME, V1), 1):
         await put(parts, "v2", ONE)
-    assert await parts.tags.get(NAME, Tag("v2")) == ONE
+    assert await parts.points_to(Tag("v2")) == ONE
 
 
 # Lists
