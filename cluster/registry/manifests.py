@@ -140,12 +140,11 @@ class ManifestStore:
         """What is known of a manifest without its bytes (OCI end-3). ManifestUnknown."""
         return await self._look(name, reference, self._head)
 
-    async def get(self, name: RepositoryName, reference: Reference) -> Stored:
-        """A manifest with its bytes as they were pushed (OCI end-3). ManifestUnknown."""
-        return await self._look(name, reference, self._get)
-
     async def open(self, name: RepositoryName, reference: Reference) -> Stored:
-        """The same for sending: a large one comes with a reader, for clients that take long. ManifestUnknown."""
+        """A manifest with its bytes as they were pushed, for sending (OCI end-3). ManifestUnknown.
+
+        A large one comes with a reader, for clients that take long.
+        """
         return await self._look(name, reference, self._open)
 
     async def for_platform(
