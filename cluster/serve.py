@@ -209,7 +209,7 @@ def check_authentication(config: Config) -> None:
 
 
 def join(config: Config, keys: list[bytes]) -> Identity:
-    """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
+    """Compare with the other nodes, and leave this node's mark, if it has one. ConfigError names who disagrees."""
     identity, directory = doctor.standing(config, keys)
     heartbeats = doctor.listen(config.redis, keys)
     if heartbeats is not None and heartbeats.trouble:
@@ -222,7 +222,7 @@ def join(config: Config, keys: list[bytes]) -> Identity:
     refusals = [f"node {finding.name}: {text}" for finding in findings for text in finding.refusals]
     if refusals:
         raise ConfigError(refusals)
-    if directory is not None and not config.storage.maintenance.readonly.enabled:
+    if directory is not None and identity.mark:
         try:
             write_mark(directory, identity)
         except OSError as error:
