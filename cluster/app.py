@@ -108,8 +108,8 @@ def create_app(config: Config, parts: Parts) -> Application:
         host=config.http.host,
         prefix=config.http.prefix,
         relative=config.http.relativeurls,
-        trusted_proxies=config.cluster.trustedproxies,
-        tell_clients="trustedproxies" in config.cluster.model_fields_set,
+        trusted_proxies=config.cluster.proxies,
+        tell_clients=config.cluster.trustedproxies is not None,
     )
     upload_urls = UploadUrls(urls, parts.secrets)
     catalog, tags = Catalog(driver), TagStore(driver)

@@ -142,11 +142,11 @@ def _options(config: Config, patience: Patience) -> dict[str, Any]:
 
 
 def _proxies(config: Config) -> str:
-    """Who may speak the PROXY protocol: `cluster.trustedproxies`, also as a socket for both IPs sees them."""
-    networks = [str(network) for network in config.cluster.trustedproxies]
+    """Who may speak the PROXY protocol: the trusted proxies, also as a socket for both IPs sees them."""
+    networks = [str(network) for network in config.cluster.proxies]
     mapped = [
         f"::ffff:{network.network_address}/{network.prefixlen + 96}"
-        for network in config.cluster.trustedproxies
+        for network in config.cluster.proxies
         if network.version == 4
     ]
     return ",".join([*networks, *mapped])

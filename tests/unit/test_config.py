@@ -88,7 +88,7 @@ def test_the_defaults_are_those_of_distribution() -> None:
     assert (config.health.storagedriver.interval, config.health.storagedriver.threshold) == (10.0, 0)
     assert (config.catalog.maxentries, config.tags.maxtags, config.redis) == (1000, 1000, None)
     assert (config.cluster.workers, config.cluster.maxuploads, config.cluster.anonymousmount) == (None, 256, True)
-    proxies = config.cluster.trustedproxies
+    proxies = config.cluster.proxies
     for address, trusted in [
         ("127.0.0.1", 1),
         ("::1", 1),
@@ -212,7 +212,7 @@ cluster:
 """
     ours = parse(BASE + text, {}).config.cluster
     assert (ours.workers, ours.secrets, ours.nodes) == (3, ["one", "2"], ["http://10.0.0.1:5000"])
-    assert [str(network) for network in ours.trustedproxies] == ["192.0.2.7/32", "2001:db8::/32"]
+    assert [str(network) for network in ours.proxies] == ["192.0.2.7/32", "2001:db8::/32"]
     assert (ours.chunkminlength, ours.mixed, ours.sparse, ours.anonymousmount) == (
         5 * 1024 * 1024,
         True,
@@ -721,6 +721,14 @@ def test_what_is_shown_can_be_read_back(text: str) -> None:
     assert again.cluster == config.cluster
 
 
+def test_private_networks_that_nobody_wrote_down_are_not_written_down_by_showing_them() -> None:
+    """Whoever is written down is believed who its clients are."""
+    assert "trustedproxies" not in yaml.safe_load(show(parse(BASE, {}).config))["cluster"]
+    for text in (BASE + "cluster: {trustedproxies: [10.0.0.0/8]}", BASE + "cluster: {trustedproxies: []}"):
+        config = parse(text, {}).config
+        assert parse(show(config), {}).config.cluster.trustedproxies == config.cluster.trustedproxies
+
+
 def test_what_is_shown_has_one_driver_and_durations_with_their_unit() -> None:
     data = yaml.safe_load(show(parse("version: 0.1\nstorage: inmemory", {}).config))
     assert data["storage"]["inmemory"] == {}
@@ -889,6 +897,7 @@ def test_the_example_loads_without_a_warning_and_holds_the_defaults() -> None:
     loaded = load(EXAMPLE, {})
     assert loaded.warnings == []
     assert loaded.config == parse(BASE, {}).config
+    assert loaded.config.cluster.trustedproxies is None, "written down, it makes every private address a proxy"
 
 
 def test_what_the_example_leaves_out_is_shown_with_its_default_where_it_has_one() -> None:
