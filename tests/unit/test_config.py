@@ -677,6 +677,32 @@ def test_the_configuration_is_shown_without_its_secrets() -> None:
     }
 
 
+def test_where_a_file_with_secrets_is_may_be_shown() -> None:
+    text = """
+auth: {htpasswd: {realm: basic-realm, path: /srv/htpasswd}}
+cluster: {secretfile: /srv/secret}
+"""
+    data = yaml.safe_load(show(parse(BASE + text, {}).config))
+    assert data["auth"]["htpasswd"] == {"realm": "basic-realm", "path": "/srv/htpasswd"}
+    assert data["cluster"]["secretfile"] == "/srv/secret"
+    assert problems(BASE + "auth: {htpasswd: {realm: r, path: [1]}}")[0] == (
+        "auth.htpasswd.path: found a list, wanted text"
+    )
+    assert problems(BASE + 'auth: {htpasswd: {realm: "two\\nlines", path: p}}') == [
+        'auth.htpasswd.realm: found "two\\nlines", wanted a line of ASCII text'
+    ]
+
+
+def test_what_is_shown_in_place_of_secrets_is_not_taken_for_them() -> None:
+    """Every node that is given it would have the same, and everybody would know it."""
+    why = "found <hidden>, which `config show` prints in place of a secret: wanted the secret"
+    text = f"http: {{secret: {SECRET}}}\nredis: {{addrs: ['h:1'], password: {SECRET}}}\n"
+    shown = show(parse(BASE + text + f"cluster: {{secrets: [{SECRET}]}}", {}).config)
+    assert problems(shown) == [f"{key}: {why}" for key in ("http.secret", "redis.password", "cluster.secrets[0]")]
+    assert problems(BASE, {"REGISTRY_HTTP_SECRET": "<hidden>"}) == [f"http.secret (REGISTRY_HTTP_SECRET): {why}"]
+    assert problems(BASE + "http: {host: 'https://<hidden>@registry'}") == [f"http.host: {why}"]
+
+
 def test_the_representation_of_a_configuration_holds_no_secret_of_ours() -> None:
     config = parse(BASE + f"http: {{secret: {SECRET}}}\ncluster: {{secrets: [{SECRET}]}}", {}).config
     assert config.http.secret == SECRET
@@ -715,7 +741,7 @@ def test_a_problem_holds_no_secret(text: str) -> None:
 @pytest.mark.parametrize("text", [BASE, "version: 0.1\nstorage: inmemory", V2, V3])
 def test_what_is_shown_can_be_read_back(text: str) -> None:
     config = parse(text, {}).config
-    again = parse(show(config), {}).config
+    again = parse(show(config).replace("<hidden>", "put in again"), {}).config
     assert show(again) == show(config)
     assert again.storage == config.storage
     assert again.cluster == config.cluster
