@@ -281,7 +281,7 @@ class RedisTls(Section):
 
 
 class Redis(Section):
-    """None stands for the default of the client library."""
+    """What `state/build.py` does not read is there for Distribution alone: `config_rules.py` warns of it."""
 
     addrs: list[RedisAddr] = []
     addr: str | None = None  # v2.8's name; parsing turns it into addrs

@@ -160,6 +160,8 @@ def test_a_file_of_v2_8_is_understood_old_names_included() -> None:
     assert loaded.warnings == [
         "loglevel: an old name of log.level",
         "storage.cache.layerinfo: an old name of storage.cache.blobdescriptor",
+        "redis.pool.maxidle: without effect here: it is for the client library of Distribution",
+        "redis.pool.idletimeout: without effect here: it is for the client library of Distribution",
         "validation.enabled: an old setting without effect, see validation.disabled",
     ]
     assert (config.log.level, config.log.fields) == ("warn", {"service": "registry", "rank": 3})
@@ -483,6 +485,7 @@ def test_a_lock_that_is_misspelt_does_not_leave_the_registry_open(text: str, lin
         "http: {http2: {disabled: true}, h2c: {enabled: false}}",
         "http: {net: unix, addr: /run/registry.sock}",
         "redis: {addr: 'redis:6379'}",
+        "redis: {addr: 'redis:6379', readonly: false, maxidleconns: 0, poolsize: 8, pool: {maxactive: 8}}",
         "storage: &s {filesystem: {}}",
     ],
 )
