@@ -271,7 +271,7 @@ def _compare_redis(heartbeats: Heartbeats | None, finding: Finding) -> list[str]
     if not has_one:
         return ["it uses no Redis, this node does (redis.addrs)"]
     if finding.redis != "ok":
-        return [f"it cannot use Redis: {finding.redis}"]
+        return [f"it cannot use Redis ({finding.redis}): its log says why"]
     age = float(node.get("clock", 0)) - float(node.get("started", 0))
     is_there = any((beat.name, beat.started) == finding.life for beat in heartbeats.nodes)
     if is_there or heartbeats.trouble or age < NODE_TTL:
