@@ -161,6 +161,16 @@ def answers(address: str) -> bool:
         return False
 
 
+def test_no_second_arbiter_comes_beside_the_first(tmp_path: Path) -> None:
+    """gunicorn would start one at SIGUSR2, with the same name and the same address."""
+    with Node(tmp_path) as node:
+        workers = node.children()
+        node.send(signal.SIGUSR2)
+        taken = f"http.addr: {node.host}: address already in use"
+        eventually(lambda: taken in node.log() and node.children() == workers, 20, "it has ended")
+        assert get(f"{node.url}/readyz").status == 200
+
+
 def test_the_files_in_which_workers_share_their_numbers_go_with_the_node(tmp_path: Path) -> None:
     with Watched(tmp_path) as node:
         (shared,) = tmp_path.glob("registry-cluster-metrics-*")
