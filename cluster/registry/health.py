@@ -55,7 +55,7 @@ class Health:
         self._uploading = uploading
         self._shared = shared
         self._failures = 0
-        self._error = ""  # of the last failure that counts
+        self._error = ""  # what the last probe came to; told while enough of them have failed
         self._now = now
         self._last: _Look | None = None
         self._told: StorageError | None = None
