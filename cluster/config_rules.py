@@ -88,7 +88,8 @@ def _broken_auth_rules(config: Config) -> Iterator[tuple[str, str]]:
         yield "auth", f"found {', '.join(kinds)}, wanted one of them"
     if (htpasswd := config.auth.htpasswd) is not None:
         if not (htpasswd.realm and htpasswd.realm.isascii() and htpasswd.realm.isprintable()):
-            yield "auth.htpasswd.realm", f"found {shown((), htpasswd.realm)}, wanted a line of ASCII text"
+            found = f"found {shown((), htpasswd.realm)}" if htpasswd.realm else "missing"
+            yield "auth.htpasswd.realm", f"{found}, wanted a line of ASCII text"
         if not htpasswd.path:
             yield "auth.htpasswd.path", "missing, wanted the path of the file of accounts"
     elif config.cluster.policy and config.cluster.tokenserver is None:

@@ -404,7 +404,7 @@ def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -
         (
             "auth: htpasswd",
             [
-                'auth.htpasswd.realm: found "", wanted a line of ASCII text',
+                "auth.htpasswd.realm: missing, wanted a line of ASCII text",
                 "auth.htpasswd.path: missing, wanted the path of the file of accounts",
             ],
         ),
