@@ -1,4 +1,4 @@
-"""Work beside requests, in every worker: the storage probe and the upload purger. Started and stopped by Falcon."""
+"""Work beside requests, in every worker, again and again. Started and stopped by Falcon; app.py says what it is."""
 
 from __future__ import annotations
 
