@@ -41,8 +41,8 @@ def addresses(config: Config) -> dict[str, str]:
 
 def check(config: Config) -> None:
     """ConfigError for an address that cannot be listened at."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) or "GUNICORN_FD" in os.environ:
-        return  # the sockets are inherited: from systemd, or from the gunicorn that this one replaces (SIGUSR2)
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return  # the sockets come from systemd
     problems = []
     for setting, address in addresses(config).items():
         try:

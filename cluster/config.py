@@ -18,7 +18,7 @@ from cluster.config_env import override
 from cluster.config_files import unreadable
 from cluster.config_rules import broken_rules, without_effect
 from cluster.config_schema import Reading, fit, validate
-from cluster.config_words import Keys, dotted, masked, named, shown
+from cluster.config_words import HIDDEN, Keys, dotted, masked, masks, named, shown
 from cluster.config_yaml import dump, parse_yaml
 from cluster.errors import ConfigError
 from cluster.settings import DRIVERS, UNSERVED_DRIVERS, Config
@@ -71,7 +71,7 @@ def check(path: Path, environ: Mapping[str, str]) -> Loaded:
 
 
 def show(config: Config) -> str:
-    """The effective configuration without its secrets, as YAML that can be read back."""
+    """The effective configuration, as YAML that can be read back when the secrets are put in again."""
     data = config.model_dump(mode="json", exclude_none=True)
     for name in DRIVERS:
         if name != config.storage.driver:
@@ -101,6 +101,9 @@ def _read(text: str, environ: Mapping[str, str], source: str) -> Reading:
         data = fit(Config, data, (), reading)
     except RecursionError:
         raise ConfigError([f"{source}: nested too deeply"]) from None
+    for path in masks(data):
+        what = f"found {HIDDEN}, which `config show` prints in place of a secret: wanted the secret"
+        reading.problems.append(f"{named(path, reading.origins)}: {what}")
     _rename_old(data, reading)
     _see_delete(data, reading)
     if "version" not in data:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from cluster.config_words import Origins, shown
@@ -39,6 +40,30 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("compatibility.schema1", lambda c: c.compatibility and c.compatibility.schema1.enabled),
     ("reporting", lambda c: c.reporting),
 )
+# Distribution's client library has them; ours keeps a few connections, and a call that fails is not repeated.
+REDIS_WITHOUT_EFFECT = (
+    "protocol",
+    "contexttimeoutenabled",
+    "maxretries",
+    "minretrybackoff",
+    "maxretrybackoff",
+    "poolfifo",
+    "pooltimeout",
+    "minidleconns",
+    "maxidleconns",
+    "maxactiveconns",
+    "connmaxidletime",
+    "connmaxlifetime",
+    "pool.maxidle",
+    "pool.idletimeout",
+    "maxredirects",
+    "readonly",
+    "routebylatency",
+    "routerandomly",
+    "disableidentity",
+    "identitysuffix",
+    "unstableresp3",
+)
 
 
 def broken_rules(config: Config, drivers: list[str], origins: Origins) -> Iterator[tuple[str, str]]:
@@ -63,7 +88,8 @@ def _broken_auth_rules(config: Config) -> Iterator[tuple[str, str]]:
         yield "auth", f"found {', '.join(kinds)}, wanted one of them"
     if (htpasswd := config.auth.htpasswd) is not None:
         if not (htpasswd.realm and htpasswd.realm.isascii() and htpasswd.realm.isprintable()):
-            yield "auth.htpasswd.realm", f"found {shown((), htpasswd.realm)}, wanted a line of ASCII text"
+            found = f"found {shown((), htpasswd.realm)}" if htpasswd.realm else "missing"
+            yield "auth.htpasswd.realm", f"{found}, wanted a line of ASCII text"
         if not htpasswd.path:
             yield "auth.htpasswd.path", "missing, wanted the path of the file of accounts"
     elif config.cluster.policy and config.cluster.tokenserver is None:
@@ -135,6 +161,9 @@ def without_effect(config: Config) -> Iterator[tuple[str, str]]:
     for name, written in _WITHOUT_EFFECT:
         if written(config):
             yield name, "not supported yet, without effect"
+    for name in REDIS_WITHOUT_EFFECT if config.redis else ():
+        if attrgetter(name)(config.redis):
+            yield f"redis.{name}", "without effect here: it is for the client library of Distribution"
     if config.validation.enabled is not None:
         yield "validation.enabled", "an old setting without effect, see validation.disabled"
     if config.storage.cache.blobdescriptor == "redis" and config.redis is None:

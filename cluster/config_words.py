@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 HIDDEN = "<hidden>"
+
+_FILES = ("htpasswd", "secretfile")  # keys of files that hold secrets; where a file is may be known
 
 Keys = tuple[str | int, ...]
 Origins = Mapping[Keys, str]  # the variable or the old name that a value came by
@@ -38,7 +40,7 @@ def named(path: Keys, origins: Origins) -> str:
 
 def _is_secret(path: Keys) -> bool:
     sent = "headers" in path and path[0] != "http"  # headers of requests carry tokens, those of answers do not
-    return sent or any(isinstance(key, str) and _SECRET_KEY.search(key) for key in path)
+    return sent or any(isinstance(key, str) and key not in _FILES and _SECRET_KEY.search(key) for key in path)
 
 
 def shown(path: Keys, value: Any) -> str:
@@ -62,3 +64,12 @@ def masked(value: Any, path: Keys = ()) -> Any:
     if _is_secret(path) and value not in ("", None):
         return HIDDEN
     return _USER_INFO.sub(f"{HIDDEN}@", value) if isinstance(value, str) else value
+
+
+def masks(value: Any, path: Keys = ()) -> Iterator[Keys]:
+    """The places at which there is a mask where a secret should be."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from masks(item, (*path, key))
+    if isinstance(value, str) and HIDDEN in value:
+        yield path

@@ -60,9 +60,11 @@ class Finding:
         return str(self.node["name"]) if self.node else self.heartbeat.name if self.heartbeat else self.url
 
     @property
-    def mark(self) -> str:
-        """What its present life is known by; empty while that is not known."""
-        return str(self.node.get("mark", "")) if self.node else self.heartbeat.storage if self.heartbeat else ""
+    def life(self) -> tuple[str, float] | None:
+        """By which two URLs are known to be those of one node: its name, and its start; None while not known."""
+        if self.node:
+            return self.name, float(self.node.get("started", 0))
+        return (self.name, self.heartbeat.started) if self.heartbeat else None
 
 
 def examine(config: Config, keys: Sequence[bytes]) -> tuple[list[str], bool]:
@@ -142,7 +144,7 @@ def compare(
             asked.append(Finding(beat.url, beat))
     if not asked:
         return []
-    findings = _others(me, _ask_all(asked, trust))
+    findings = _each_once(_ask_all(asked, trust))
     for finding in findings:
         if finding.node is None:
             _compare_heartbeat(me, finding)
@@ -159,15 +161,16 @@ def compare(
     return findings
 
 
-def _others(me: Identity, asked: Sequence[Finding]) -> list[Finding]:
-    """One finding for each other node, however many URLs it has; those that answer come first."""
-    seen, others = {me.mark}, []
+def _each_once(asked: Sequence[Finding]) -> list[Finding]:
+    """One finding for each node, however many URLs it has; those that answer come first."""
+    seen: set[tuple[str, float]] = set()
+    nodes = []
     for finding in sorted(asked, key=lambda finding: finding.node is None):
-        if finding.mark not in seen:
-            others.append(finding)
-        if finding.mark:
-            seen.add(finding.mark)
-    return others
+        if finding.life not in seen:
+            nodes.append(finding)
+        if finding.life is not None:
+            seen.add(finding.life)
+    return nodes
 
 
 def _ask_all(findings: Sequence[Finding], trust: ssl.SSLContext) -> list[Finding]:
@@ -240,7 +243,8 @@ def _compare_keys(me: Identity, node: dict[str, Any]) -> list[str]:
 
 
 def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[str]:
-    if read_mark(directory, name) == node.get("mark"):
+    mark = node.get("mark")
+    if not mark or mark == read_mark(directory, name):  # one that must not write has left none
         return []
     return [f"it works on another storage: its mark is not in {directory}/{layout.NODES} (the same mount on both?)"]
 
@@ -267,9 +271,9 @@ def _compare_redis(heartbeats: Heartbeats | None, finding: Finding) -> list[str]
     if not has_one:
         return ["it uses no Redis, this node does (redis.addrs)"]
     if finding.redis != "ok":
-        return [f"it cannot use Redis: {finding.redis}"]
+        return [f"it cannot use Redis ({finding.redis}): its log says why"]
     age = float(node.get("clock", 0)) - float(node.get("started", 0))
-    is_there = any(beat.storage == node.get("mark") for beat in heartbeats.nodes)
+    is_there = any((beat.name, beat.started) == finding.life for beat in heartbeats.nodes)
     if is_there or heartbeats.trouble or age < NODE_TTL:
         return []
     return ["it uses another Redis: its heartbeat is not in that of this node (redis.addrs, redis.db)"]

@@ -1,7 +1,7 @@
 """Who a node is, for the other nodes: its name, its storage, and which uploads it can read, without its secrets.
 
 Each start writes a mark with a number of its own to storage. Another node that sees the number over HTTP and finds
-the mark on its own storage knows that the two are one.
+the mark on its own storage knows that the two are one. A node that must not write has none, and says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Identity:
 
     name: str
     version: str
-    mark: str  # drawn at the start, and on storage under the node's name
+    mark: str  # drawn at the start, and on storage under the node's name; empty where nothing may be written
     signs: str  # fingerprint of the key that signs its uploads
     accepts: tuple[str, ...]  # fingerprints of all keys that it takes
     started: float  # seconds since the epoch
@@ -43,7 +43,7 @@ class Identity:
 def identify(config: Config, keys: Sequence[bytes]) -> Identity:
     """The identity of a node that starts now."""
     fingerprints = tuple(fingerprint(key) for key in keys)
-    mark = secrets.token_hex(16)
+    mark = "" if config.storage.maintenance.readonly.enabled else secrets.token_hex(16)
     name, mixed = node_name(config), config.cluster.mixed
     return Identity(name, __version__, mark, fingerprints[0], fingerprints, time.time(), mixed)
 

@@ -21,6 +21,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from cluster import files
@@ -108,8 +109,10 @@ class LocalCluster:
 
     def _prepare(self) -> None:
         self._see_place()
+        blueprint = self._draw()
+        warnings = blueprint.check()
         if not os.path.exists(self._directory):
-            self._see_port()  # before anything is made
+            self._see_port()  # before anything is made, as all that is above
         try:
             for directory in (self._directory, self._run, f"{self._directory}/registry"):
                 os.makedirs(directory, exist_ok=True)
@@ -121,8 +124,8 @@ class LocalCluster:
             say("haproxy is not installed: the nodes share the port themselves (SO_REUSEPORT), without stickiness")
         if self._redis_kind == "embedded":
             say("redis-server is not installed: using an embedded one, for trying things out")
-        self._blueprint = self._draw()
-        for warning in self._blueprint.check():
+        self._blueprint = replace(blueprint, secret=self._secret(blueprint.secret))
+        for warning in warnings:
             say(f"warning: {warning}")
         self._password = self._protection.provide()
 
@@ -144,7 +147,7 @@ class LocalCluster:
             base=self._base,
             nodes=self._node_urls,
             root=f"{self._directory}/registry",
-            secret=self._secret(),
+            secret=secrets.token_hex(32),
             redis=f"{_HOST}:{self._redis_port}",
             front=f"{_HOST}:{self._port}",
             endpoint=self._endpoint,
@@ -164,10 +167,11 @@ class LocalCluster:
                 [f"a cluster is running in {self._directory} already: stop it, or choose another one (--data)"]
             ) from None
 
-    def _secret(self) -> str:
+    def _secret(self, drawn: str) -> str:
+        """The secret of the cluster in this directory: the one that was drawn at its first start."""
         path = f"{self._directory}/secret"
         if not os.path.exists(path):
-            files.replace(path, secrets.token_hex(32).encode())
+            files.replace(path, drawn.encode())
         with open(path, encoding="ascii") as file:
             return file.read()
 

@@ -140,11 +140,11 @@ def _options(config: Config, patience: Patience) -> dict[str, Any]:
 
 
 def _proxies(config: Config) -> str:
-    """Who may speak the PROXY protocol: `cluster.trustedproxies`, also as a socket for both IPs sees them."""
-    networks = [str(network) for network in config.cluster.trustedproxies]
+    """Who may speak the PROXY protocol: the trusted proxies, also as a socket for both IPs sees them."""
+    networks = [str(network) for network in config.cluster.proxies]
     mapped = [
         f"::ffff:{network.network_address}/{network.prefixlen + 96}"
-        for network in config.cluster.trustedproxies
+        for network in config.cluster.proxies
         if network.version == 4
     ]
     return ",".join([*networks, *mapped])
@@ -207,7 +207,7 @@ def check_authentication(config: Config) -> None:
 
 
 def join(config: Config, keys: list[bytes]) -> Identity:
-    """Compare with the other nodes, and leave this node's mark on storage. ConfigError names who disagrees."""
+    """Compare with the other nodes, and leave this node's mark, if it has one. ConfigError names who disagrees."""
     identity, directory = doctor.standing(config, keys)
     heartbeats = doctor.listen(config.redis, keys)
     if heartbeats is not None and heartbeats.trouble:
@@ -220,7 +220,7 @@ def join(config: Config, keys: list[bytes]) -> Identity:
     refusals = [f"node {finding.name}: {text}" for finding in findings for text in finding.refusals]
     if refusals:
         raise ConfigError(refusals)
-    if directory is not None and not config.storage.maintenance.readonly.enabled:
+    if directory is not None and identity.mark:
         try:
             write_mark(directory, identity)
         except OSError as error:

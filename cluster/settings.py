@@ -281,7 +281,7 @@ class RedisTls(Section):
 
 
 class Redis(Section):
-    """None stands for the default of the client library."""
+    """What `state/build.py` does not read is there for Distribution alone: `config_rules.py` warns of it."""
 
     addrs: list[RedisAddr] = []
     addr: str | None = None  # v2.8's name; parsing turns it into addrs
@@ -490,13 +490,18 @@ class Cluster(Section):
     sparse: bool = False
     anonymousmount: bool = True
     policy: str = ""  # a file: who may do what (auth/policy.py)
-    trustedproxies: Networks = PRIVATE
+    trustedproxies: Networks | None = None  # None: private ones, but for what they say of their clients
     chunkminlength: Size = 0
     maxuploads: Positive = 256
     proxyprotocol: bool = False
     tokenserver: TokenServer | None = None
     tls: PeerTls = PeerTls()
     haproxy: Haproxy = Haproxy()
+
+    @property
+    def proxies(self) -> Networks:
+        """Whose forwarded headers, and PROXY protocol, are believed."""
+        return PRIVATE if self.trustedproxies is None else self.trustedproxies
 
 
 class Config(Section):

@@ -139,11 +139,15 @@ class ServedCertificate:
         self._misfit: Stamp | None = None  # of files that could not be loaded when they were first seen
         self.context = server_context(settings)
 
-    async def watch(self) -> None:
-        """Look at the files for ever; storage that hangs stops this alone."""
+    async def watch(self, every: float = _LOOK) -> None:
+        """Look at the files for ever, `every` so many seconds; storage that hangs stops this alone."""
         while True:
-            await asyncio.sleep(_LOOK)
-            await asyncio.to_thread(self.refresh)
+            await asyncio.sleep(every)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception:
+                # Whatever it is (no thread can be started, for one), the next renewal is not to be missed for it.
+                _log.exception("the files of the certificate cannot be looked at, next try in %g s", every)
 
     def refresh(self) -> None:
         """Take files that have changed; keep the old context while they do not fit together. Blocks on storage."""

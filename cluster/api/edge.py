@@ -1,7 +1,8 @@
 """The outermost ASGI layer: what every request gets, whatever resource it is for.
 
 Owns the request id, the headers of every answer, the end of a body that nobody read, a client that stops reading,
-the access log, the request metrics, and the second port (`http.debug.addr`). Knows nothing of registries.
+the access log, the request metrics, and the second port (`http.debug.addr`). Of registries it knows only how a body
+comes (`registry/uploads.Inflow`).
 """
 
 from __future__ import annotations

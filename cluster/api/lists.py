@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -27,9 +27,9 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def page_size(req: Request) -> int | None:
-    """The `n` of a list; None when it is not there. PaginationInvalid when it is no number."""
+    """The `n` of a list; None when it is not there, or empty. PaginationInvalid when it is no number."""
     text = req.get_param("n")
-    if text is None:
+    if not text:
         return None
     if _NUMBER.fullmatch(text) is None:
         raise PaginationInvalid({"n": text[:40]})
@@ -116,12 +116,24 @@ class CatalogResource:
     on_head = on_get
 
 
-class _Pieces:
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, `_PIECE` at a time: put together piece by piece, all of them are never held twice."""
+    held = bytearray()
+    for part in parts:
+        for start in range(0, len(part), _PIECE):
+            held += part[start : start + _PIECE]
+            if len(held) >= _PIECE:
+                yield bytes(held[:_PIECE])
+                del held[:_PIECE]
+    yield bytes(held)
+
+
+class _Large:
     """A large body for a client that may read it slowly: it is held until then, within what there is room for."""
 
-    def __init__(self, body: bytes, share: Share) -> None:
+    def __init__(self, parts: list[bytes], share: Share) -> None:
         self._share = share
-        self._bytes = self._read(body)
+        self._bytes = self._read(parts)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._bytes
@@ -129,9 +141,9 @@ class _Pieces:
     def __anext__(self) -> Awaitable[bytes]:
         return anext(self._bytes)
 
-    async def _read(self, body: bytes) -> AsyncIterator[bytes]:
-        for start in range(0, len(body), _PIECE):
-            yield body[start : start + _PIECE]
+    async def _read(self, parts: list[bytes]) -> AsyncIterator[bytes]:
+        for piece in _pieces(parts):
+            yield piece
 
     async def close(self) -> None:
         self._share.give_back()
@@ -140,17 +152,32 @@ class _Pieces:
 class ReferrersResource:
     """`/v2/<name>/referrers/<digest>`: never 404, also for a subject or repository that nobody knows."""
 
-    def __init__(self, referrers: Referrers, urls: Urls) -> None:
+    def __init__(self, referrers: Referrers, urls: Urls, room: Room | None = None) -> None:
         self._referrers = referrers
         self._urls = urls
-        self._room = Room("lists")
+        self._room = room or Room("lists")
 
     async def on_get(self, req: Request, resp: Response, name: str, digest: str) -> None:
+        share = Share(self._room)
+        try:
+            await self._answer(req, resp, name, digest, share)
+        finally:
+            if not isinstance(resp.stream, _Large):  # which has it until it is sent
+                share.give_back()
+
+    on_head = on_get
+
+    async def _answer(self, req: Request, resp: Response, name: str, digest: str, share: Share) -> None:
         repository, subject = RepositoryName.parse(name), Digest.parse(digest)
         artifact_type = req.get_param("artifactType") or None
         limit = min(page_size(req) or _REFERRERS_PAGE, _REFERRERS_PAGE)
         last = req.get_param("last", default="")
-        found, cursor = await self._referrers.page(repository, subject, artifact_type, last, limit)
+
+        def hold(size: int) -> None:
+            if size > _PIECE:  # small lists are answered however many large ones are being read
+                share.take(size)
+
+        found, cursor = await self._referrers.page(repository, subject, artifact_type, last, limit, hold)
         if artifact_type is not None:
             resp.set_header("OCI-Filters-Applied", "artifactType")
         if cursor is not None:
@@ -158,13 +185,21 @@ class ReferrersResource:
             path = f"{self._urls.prefix}/v2/{repository}/referrers/{subject}"
             resp.set_header("Link", next_link(path, last=cursor, n=limit, **query))
         resp.content_type = OCI_INDEX
-        body = b"".join((_INDEX_HEAD, b",".join(found), b"]}\n"))
-        if len(body) <= _PIECE or req.method == "HEAD":
-            resp.data = body
-            return
-        share = Share(self._room)
-        share.take(len(body))
-        resp.stream = _Pieces(body, share)
-        resp.content_length = len(body)
+        parts = list(_index(found))
+        size = sum(map(len, parts))
+        hold(size)
+        if req.method == "HEAD":
+            resp.content_length = size
+        elif size <= _PIECE:
+            resp.data = b"".join(parts)
+        else:
+            resp.stream, resp.content_length = _Large(parts, share), size
 
-    on_head = on_get
+
+def _index(descriptors: list[bytes]) -> Iterator[bytes]:
+    yield _INDEX_HEAD
+    for number, descriptor in enumerate(descriptors):
+        if number:
+            yield b","
+        yield descriptor
+    yield b"]}\n"

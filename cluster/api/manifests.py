@@ -8,7 +8,7 @@ from cluster.api.errors import Request, Response
 from cluster.api.guard import Guard, Room, Share
 from cluster.api.urls import Urls
 from cluster.errors import ManifestTooLarge, ManifestUnknown, TagInvalid, TooManyTags
-from cluster.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LIMIT, OCI_INDEX, strip_parameters
+from cluster.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LIMIT, OCI_INDEX, plain_media_type
 from cluster.oci.reference import Reference, RepositoryName, Tag, parse_reference
 from cluster.registry.manifests import ManifestStore, Stored
 
@@ -109,7 +109,7 @@ def _knows_no_lists(req: Request) -> bool:
     accept = req.get_header("Accept")
     if accept is None or DOCKER_MANIFEST not in accept:
         return False
-    return not _LISTS & {strip_parameters(part) for part in accept.split(",")}
+    return not _LISTS & {plain_media_type(part) for part in accept.split(",")}
 
 
 async def _read(req: Request, share: Share) -> bytes:

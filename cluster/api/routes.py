@@ -39,6 +39,7 @@ ROOT = Route("/", "root")
 LIVE = Route("/livez", "health")
 READY = Route("/readyz", "health")
 HEALTH = Route("/healthz", "health")
+_WITHOUT_PREFIX = {route.template for route in (ROOT, LIVE, READY, HEALTH)}
 
 
 class Router:
@@ -81,7 +82,7 @@ class Router:
             path = "/".join(unquote(segment).replace("/", "%2F") for segment in path.split("/"))
         if self._prefix:
             if not path.startswith(self._prefix + "/"):
-                return path if path in (LIVE.template, READY.template, HEALTH.template) else None
+                return path if path in _WITHOUT_PREFIX else None
             path = path[len(self._prefix) :]
         return path
 

@@ -107,8 +107,8 @@ def _locked(path: str, patience: float) -> Iterator[None]:
     fd = _lock(path, deadline)
     try:
         while not os.path.samestat(os.fstat(fd), os.stat(path)):
-            os.close(fd)
-            fd = _lock(path, deadline)
+            replaced, fd = fd, _lock(path, deadline)
+            os.close(replaced)
         yield
     finally:
         os.close(fd)

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from cluster.errors import ConfigError
 
 _LARGEST = 16 * 1024 * 1024  # bytes; no file of accounts, rules or keys comes near it
-_SETTLED = 0.1  # seconds since the last change
+_SETTLED = 0.1  # seconds without a change
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -25,11 +25,13 @@ _log = logging.getLogger(__name__)
 class Watched(Generic[T]):
     """What a file says now."""
 
-    def __init__(self, path: str, read: Callable[[bytes], T], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: str, read: Callable[[bytes], T], *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         """Reads the file; `read` raises ConfigError for what it cannot understand. ConfigError."""
         self._path = path
         self._read = read
-        self._clock = clock
+        self._pause = pause
         self._stamp: object = None  # of the content that was looked at last, good or not
         self._trouble = ""
         self.content: T
@@ -52,9 +54,9 @@ class Watched(Generic[T]):
         """
         try:
             with open(self._path, "rb") as file:
-                status = os.fstat(file.fileno())
-                stamp = _stamp(status)
-                if stamp == self._stamp or (patient and 0 <= self._clock() - status.st_mtime < _SETTLED):
+                if (stamp := _stamp(os.fstat(file.fileno()))) == self._stamp:
+                    return False
+                if patient and not self._is_left_alone(stamp):
                     return False
                 content = file.read(_LARGEST + 1)
         except OSError as error:
@@ -68,6 +70,14 @@ class Watched(Generic[T]):
         except ConfigError as error:
             raise ConfigError([f"{self._path}: {problem}" for problem in error.problems]) from None
         return True
+
+    def _is_left_alone(self, stamp: tuple[int, ...]) -> bool:
+        """Whether nobody changes the file for a moment. OSError.
+
+        Waited for, because no clock of this node tells how long ago the last change was by the clock of storage.
+        """
+        self._pause(_SETTLED)
+        return _stamp(os.stat(self._path)) == stamp
 
     def _explain(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

@@ -8,15 +8,11 @@ not known may have taken effect at any later moment, or never. Knows nothing of 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from operator import attrgetter
-from typing import Any
 
 Value = str | None
 """What a register holds; None: nothing."""
@@ -87,33 +83,6 @@ class Operation:
         return (
             f"[{self.began:.4f} .. {self.ended:.4f}] {what}{wanted}: {self.outcome.value}{saw} {self.note}".rstrip()
         )
-
-
-@dataclass
-class History:
-    """The operations of all clients on all registers, each begun and ended by the client's own thread."""
-
-    operations: dict[str, list[Operation]] = field(default_factory=lambda: defaultdict(list))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def record(self, register: str, operation: Operation) -> Iterator[Operation]:
-        """An operation that begins now; it stays open unless the block calls its `end`."""
-        with self._lock:
-            self.operations[register].append(operation)
-        operation.began = time.monotonic()
-        yield operation
-
-    def judge(self) -> None:
-        """Fail with the registers whose histories are not those of a register."""
-        if problems := check_all(self.operations):
-            raise AssertionError("\n".join(problems))
-
-
-def check_all(histories: Mapping[Any, Sequence[Operation]]) -> list[str]:
-    """What is wrong with each history that is not linearizable, under the name of its register."""
-    found = {register: check(operations) for register, operations in histories.items()}
-    return [f"{register} is not linearizable:\n{problem}" for register, problem in found.items() if problem]
 
 
 def check(operations: Sequence[Operation], initial: Value = None, limit: int = MAX_STATES) -> str | None:

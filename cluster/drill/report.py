@@ -98,7 +98,7 @@ COLUMNS = [
 
 
 def markdown(matrix: Matrix) -> str:
-    """The matrix by faults, as the README shows it, and below it every cell."""
+    """The matrix by faults, and below it every cell."""
     titles = [column.title for column in COLUMNS]
     by_fault = [_line(["fault", *titles]), _line(["---"] * (len(titles) + 1))]
     by_cell = [_line(["fault", "operation", *titles]), _line(["---"] * (len(titles) + 2))]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from cluster.drill.facts import Kind, Record, Register
-from cluster.drill.history import Operation, Outcome, check, check_all
+from cluster.drill.history import Operation, Outcome, check
 
 ACCEPT = ", ".join(
     (
@@ -66,11 +66,6 @@ class Verdict:
         lines = [f"{self.acknowledged} facts of {self.registers} registers, {self.answers} answers: {counts}"]
         lines += [f"{name}: {what}" for name, found in findings.items() for what in found]
         return "\n".join(lines)
-
-
-def check_histories(record: Record) -> list[str]:
-    """The registers whose clients alone, without a look at the nodes, saw what no register does."""
-    return check_all(record.operations)
 
 
 def verify(

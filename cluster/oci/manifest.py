@@ -41,6 +41,13 @@ NON_DISTRIBUTABLE = frozenset(
 )
 _MAX_SIZE = 2**63 - 1
 _MAX_NUMBER = 40  # characters: no number of a manifest is longer
+_FIELDS = {
+    name.lower(): name
+    for name in (
+        *("schemaVersion", "mediaType", "artifactType", "subject", "annotations"),
+        *("config", "layers", "manifests", "blobs", "digest", "size", "urls", "platform", "architecture", "os"),
+    )
+}
 
 Annotations = Mapping[str, str]
 
@@ -93,9 +100,9 @@ class Manifest:
         return Descriptor(self.media_type, digest, size, artifact_type=artifact_type, annotations=self.annotations)
 
 
-def strip_parameters(content_type: str | None) -> str:
-    """The media type of a Content-Type header, without its parameters."""
-    return (content_type or "").partition(";")[0].strip()
+def plain_media_type(content_type: str | None) -> str:
+    """The media type of a Content-Type header, without its parameters, in lower case (RFC 9110 section 8.3.1)."""
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
@@ -104,8 +111,8 @@ def parse_manifest(content: bytes, content_type: str | None = None) -> Manifest:
     `content_type` is what the client said it pushes: it must agree with the bytes. Without one (a manifest on
     storage) the bytes speak for themselves: an OCI manifest need not hold its own `mediaType`.
     """
-    fields = _object(_load(content), "manifest")
-    media_type = _media_type(fields, strip_parameters(content_type))
+    fields = _struct(_load(content), "manifest")
+    media_type = _media_type(fields, plain_media_type(content_type))
     if type(fields.get("schemaVersion", 2)) is not int or fields.get("schemaVersion", 2) != 2:
         raise ManifestInvalid(f"schemaVersion {str(fields['schemaVersion'])[:40]}: wanted 2")
     if "schemaVersion" not in fields and media_type != OCI_ARTIFACT:
@@ -158,7 +165,12 @@ def parse_stored(content: bytes) -> Manifest:
 
 def _by_lower_case(value: Any) -> dict[str, Any]:
     """The fields of an object as Go finds them, whatever the case of their names."""
-    return {key.lower(): field for key, field in value.items()} if isinstance(value, dict) else {}
+    return {_folded(key): field for key, field in value.items()} if isinstance(value, dict) else {}
+
+
+def _folded(name: str) -> str:
+    """A field's name without its case, as encoding/json of Go compares names: the long s is an s to it, too."""
+    return name.lower().replace("\u017f", "s")
 
 
 def _string(value: Any) -> str | None:
@@ -198,7 +210,8 @@ def _load_stored(content: bytes) -> dict[str, Any]:
 def _stored_media_type(fields: Mapping[str, Any]) -> str:
     media_type = _text(fields, "mediatype", "manifest")
     if not media_type and {"config", "manifests"} & set(fields):
-        return OCI_INDEX if fields.get("manifests") is not None else OCI_MANIFEST
+        is_index = fields.get("manifests") is not None or "config" not in fields
+        return OCI_INDEX if is_index else OCI_MANIFEST
     if media_type not in MEDIA_TYPES:
         raise ManifestInvalid(f"the media type {media_type[:200]!r} is not known")
     return media_type
@@ -274,6 +287,20 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _struct(value: Any, where: str) -> dict[str, Any]:
+    """An object whose fields are ours to read.
+
+    One that is known but for its case is refused: we would not see it, and Go, or we when it is read from storage,
+    would.
+    """
+    fields = _object(value, where)
+    for key in fields:
+        known = _FIELDS.get(_folded(key), key)
+        if key != known:
+            raise ManifestInvalid(f"{where}.{key[:100]}: wanted {known}")
+    return fields
+
+
 def _text(fields: Mapping[str, Any], key: str, where: str) -> str:
     value = fields.get(key)
     if value is None:
@@ -302,7 +329,7 @@ def _descriptors(fields: Mapping[str, Any], key: str, *, required: bool = True) 
 
 
 def _descriptor(value: Any, where: str) -> Descriptor:
-    fields = _object(value, where)
+    fields = _struct(value, where)
     size = fields.get("size")
     if type(size) is not int or not 0 <= size <= _MAX_SIZE:
         raise ManifestInvalid(f"{where}.size: wanted a number of bytes")
@@ -322,5 +349,5 @@ def _descriptor(value: Any, where: str) -> Descriptor:
 def _platform(fields: Mapping[str, Any], where: str) -> Platform | None:
     if fields.get("platform") is None:
         return None
-    platform = _object(fields["platform"], f"{where}.platform")
+    platform = _struct(fields["platform"], f"{where}.platform")
     return Platform(_text(platform, "architecture", where), _text(platform, "os", where))

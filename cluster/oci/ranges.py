@@ -21,14 +21,18 @@ Span = tuple[int, int]
 def parse_range(header: str, size: int) -> list[Span] | None:
     """The spans that a `Range` header asks for, of a content of `size` bytes.
 
-    None means to answer with everything: the unit is not bytes (RFC 9110 section 14.2), or the spans together are
-    more than the content or too many. RangeInvalid when the text is malformed or no span overlaps the content.
+    None means to answer with everything: the unit is not bytes (RFC 9110 section 14.2), the spans together are more
+    than the content or too many, or there is no content: some clients ask for every blob by range.
+
+    RangeInvalid when the text is malformed or no span overlaps the content.
     """
     unit, equals, text = header.partition("=")
     if not equals or unit.strip().lower() != "bytes":
         return None
     specs = [part.strip() for part in text.split(",") if part.strip()]
     spans = [span for span in (_parse_spec(spec, size) for spec in specs) if span is not None]
+    if specs and not size:
+        return None
     if not spans:
         raise RangeInvalid(
             f"{header[:200]!r} overlaps none of the {size} bytes",

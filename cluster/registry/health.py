@@ -33,6 +33,7 @@ class Check:
     name: str
     threshold: int  # failures in a row; Distribution's 0 means at once
     patience: float  # seconds until a question that is not answered is a failure
+    hurry: float = 2.0  # seconds until a report does not wait for it: those who ask give up after 3 s
 
 
 class Health:
@@ -54,7 +55,7 @@ class Health:
         self._uploading = uploading
         self._shared = shared
         self._failures = 0
-        self._error = ""  # of the last failure that counts
+        self._error = ""  # what the last probe came to; told while enough of them have failed
         self._now = now
         self._last: _Look | None = None
         self._told: StorageError | None = None
@@ -82,6 +83,14 @@ class Health:
         if self._looking is None:
             self._looking = asyncio.create_task(self._ask())
         return await asyncio.shield(self._looking)  # the others wait on when one of them leaves
+
+    async def _hurried_look(self) -> _Look:
+        """Ask storage as well, and say that it does not answer while that takes long."""
+        try:
+            async with asyncio.timeout(self.check.hurry):
+                return await self._look()
+        except TimeoutError:
+            return _Look(StorageTimeout(), self._now(), self.check.hurry)
 
     async def _ask(self) -> _Look:
         started, error = self._now(), None
@@ -114,10 +123,13 @@ class Health:
         return "storage is failing" if self.failing() else None
 
     async def report(self) -> dict[str, Any]:
-        """All dependencies, as they were within the last second. Does not count: anybody may ask, and often."""
+        """All dependencies, as they were within the last second. Does not count: anybody may ask, and often.
+
+        Storage that does not answer is a StorageTimeout, and answers when it can.
+        """
         look = self._last
         if look is None or self._now() - look.ended > _FRESH:
-            look = await self._look()
+            look = await self._hurried_look()
         status = "ok" if look.error is None else "failing"
         storage = {"check": self.check.name, "status": status, "seconds": round(look.seconds, 4)}
         if look.error is not None:

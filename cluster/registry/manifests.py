@@ -45,7 +45,11 @@ _LARGE = 256 * 1024  # bytes; what is larger is sent in pieces
 _ALIAS = "sha512"  # the one algorithm by which a manifest may be named besides the canonical one
 _OVERTAKEN = 10  # times that a tag may move while it is read
 _TOLD = 1000  # errors of one answer: it is held as a whole, for clients that read slowly too (promise P7)
-_PLUGIN = "application/vnd.docker.plugin.v1+json"
+_CLASSES = {
+    "application/vnd.docker.container.image.v1+json": "image",
+    "application/vnd.oci.image.config.v1+json": "image",
+    "application/vnd.docker.plugin.v1+json": "plugin",
+}
 
 
 class UrlPattern(Protocol):
@@ -136,12 +140,11 @@ class ManifestStore:
         """What is known of a manifest without its bytes (OCI end-3). ManifestUnknown."""
         return await self._look(name, reference, self._head)
 
-    async def get(self, name: RepositoryName, reference: Reference) -> Stored:
-        """A manifest with its bytes as they were pushed (OCI end-3). ManifestUnknown."""
-        return await self._look(name, reference, self._get)
-
     async def open(self, name: RepositoryName, reference: Reference) -> Stored:
-        """The same for sending: a large one comes with a reader, for clients that take long. ManifestUnknown."""
+        """A manifest with its bytes as they were pushed, for sending (OCI end-3). ManifestUnknown.
+
+        A large one comes with a reader, for clients that take long.
+        """
         return await self._look(name, reference, self._open)
 
     async def for_platform(
@@ -282,7 +285,7 @@ class ManifestStore:
         self._check_class(manifest)
         missing: set[Digest] = set()
         if not self._rules.sparse:
-            wanted = {blob.digest for blob in manifest.blobs if blob.media_type not in NON_DISTRIBUTABLE}
+            wanted = {blob.digest for blob in manifest.blobs if not _is_elsewhere(blob)}
             missing = await self._blobs.links.missing(name, wanted)
             if not self._rules.disabled:
                 missing |= await self._missing_children(name, manifest.children)
@@ -295,10 +298,11 @@ class ManifestStore:
             raise RegistryErrors(errors)
 
     def _check_class(self, manifest: Manifest) -> None:
-        if self._rules.classes and manifest.config_media_type:
-            kind = "plugin" if manifest.config_media_type == _PLUGIN else "image"
-            if kind not in self._rules.classes:
-                raise Denied(f"this registry takes no {kind} (policy.repository.classes)")
+        """An index has no class; a config of another type is none of those that can be allowed."""
+        config, allowed = manifest.config_media_type, self._rules.classes
+        if allowed and config and _CLASSES.get(config) not in allowed:
+            taken = " and ".join(sorted(allowed))
+            raise Denied(f"config {config[:200]}: only {taken} is taken here (policy.repository.classes)")
 
     def _url_errors(self, manifest: Manifest) -> Iterator[ManifestInvalid]:
         for blob in manifest.blobs:
@@ -343,6 +347,11 @@ def _read_pushed(reference: Reference, content: bytes, content_type: str | None)
         if digest != reference:
             raise DigestInvalid(f"the manifest is not {reference}, it is {digest}")
     return canonical, digest, parse_manifest(content, content_type)
+
+
+def _is_elsewhere(blob: Descriptor) -> bool:
+    """Whether clients fetch this layer from where its urls say, and need not push it."""
+    return blob.media_type in NON_DISTRIBUTABLE and bool(blob.urls)
 
 
 def _known(stored: Stored | None, name: RepositoryName, reference: Reference) -> Stored:

@@ -83,8 +83,8 @@ class Purger:
     async def _purge(self, before: float) -> int:
         removed = 0
         async for directory, marks in self._catalog.directories():
-            if "_uploads" in marks:
-                removed += await self._purge_repository(f"{layout.REPOSITORIES}/{directory}/_uploads", before)
+            if layout.UPLOADS_DIRECTORY in marks:
+                removed += await self._purge_repository(layout.uploads(directory), before)
         swept = 0 if self._schedule.dry_run else await self._driver.sweep(before)
         would = "would be " if self._schedule.dry_run else ""
         _log.info("upload purge: %d sessions %sremoved, %d temporary files", removed, would, swept)
@@ -98,7 +98,7 @@ class Purger:
         except NotFound:  # the repository has just been removed
             return 0
         for name in names:
-            if not (is_uuid(name) or name.startswith("_gone.")):
+            if not (is_uuid(name) or layout.is_set_aside(name)):
                 continue
             try:
                 removed += await self._uploads.purge(f"{uploads}/{name}", before, dry_run=self._schedule.dry_run)

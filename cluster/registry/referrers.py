@@ -88,11 +88,18 @@ class Referrers:
             known.note(canonical)
 
     async def page(
-        self, name: RepositoryName, subject: Digest, artifact_type: str | None, last: str, limit: int
+        self,
+        name: RepositoryName,
+        subject: Digest,
+        artifact_type: str | None,
+        last: str,
+        limit: int,
+        hold: Callable[[int], None] = lambda _: None,
     ) -> tuple[list[bytes], str | None]:
         """Descriptors behind the cursor `last`, as JSON, and the cursor of the next page or None.
 
-        At most `limit` of them, and of one more than there is room for in `PAGE` bytes only the first.
+        At most `limit` of them, and of one more than there is room for in `PAGE` bytes only the first. `hold` is
+        told how many bytes are held by now, again and again; when it raises, nothing more is read.
         """
         known = await self._catch_up(name)
         found: list[bytes] = []
@@ -104,6 +111,8 @@ class Referrers:
                 batch = entries[start : start + width]
                 start += len(batch)
                 texts = await gather_limited([self._read(name, subject, entry, artifact_type) for entry in batch])
+                read = sum(len(text) for text in texts if text is not None)
+                hold(size + read)
                 for entry, text in zip(batch, texts, strict=True):
                     if text is not None and found and size + len(text) > PAGE:
                         return found, last
@@ -113,8 +122,7 @@ class Referrers:
                         size += len(text) + 1
                     if len(found) == limit:
                         return found, last if entry != entries[-1] or len(entries) == limit else None
-                heavy = sum(len(text) for text in texts if text is not None) > _HEAVY
-                width = 1 if heavy else min(2 * width, _AT_ONCE)
+                width = 1 if read > _HEAVY else min(2 * width, _AT_ONCE)
                 await asyncio.sleep(0)  # what is in the kernel's caches is read without waiting
             if len(entries) < limit:
                 return found, None

@@ -24,7 +24,7 @@ from cluster.storage import layout
 from cluster.storage.driver import Driver, LockTimeout, NotFound
 
 _CHECK_LASTS = 30.0  # seconds
-_CHECKED = 256  # repositories
+_CHECKED = 256, 200_000  # repositories, and names of their tags
 _BATCH = 1000  # tags that are looked at, and sent, at a time
 LOCK_TIMEOUT = 10.0  # seconds, rule T2
 
@@ -59,23 +59,24 @@ class TagStore:
         self._driver = driver
         self._checked: dict[RepositoryName, tuple[list[str], float]] = {}
 
-    async def get(self, name: RepositoryName, tag: Tag) -> Digest | None:
-        """What the tag points to, as its writer named it."""
-        pointer = await self.read(name, tag)
-        return pointer.digest if pointer is not None else None
-
     async def read(self, name: RepositoryName, tag: Tag) -> Pointer | None:
         """What the tag points to, by both names.
 
         The second look costs a system call that finds nothing and waits for nothing: the name has to be asked for
-        where it lies, because the same manifest may be put again under its other name, on any node.
+        where it lies, because the same manifest may be put again under its other name, on any node. A name is never
+        removed, so one that is missing was missing when the link was read. One that is there may be of a writer who
+        has noted it, and has not replaced the link yet; so it counts when the link is found unchanged afterwards.
         """
-        held = await read_link(self._driver, layout.tag_link(name, tag))
-        if held is None:
-            return None
-        if held.algorithm != CANONICAL:
-            return Pointer(held, held)
-        return Pointer(await read_link(self._driver, layout.tag_name(name, tag, held)) or held, held)
+        link = layout.tag_link(name, tag)
+        held = await read_link(self._driver, link)
+        while held is not None and held.algorithm == CANONICAL:
+            digest = await read_link(self._driver, layout.tag_name(name, tag, held))
+            if digest is None:
+                break
+            before, held = held, await read_link(self._driver, link)
+            if held == before:
+                return Pointer(digest, held)
+        return None if held is None else Pointer(held, held)
 
     async def put(
         self,
@@ -97,8 +98,8 @@ class TagStore:
             await ensure()
             content = str(manifest.held).encode()
             await self._driver.write(layout.tag_index_link(name, tag, manifest.held), content)
-            # Where the tag points to this manifest already, the name alone changes, and in one step; otherwise
-            # nobody looks at this name before the link is replaced.
+            # Where the tag points to this manifest already, the name alone changes, and in one step; otherwise it
+            # counts for nobody before the link is replaced.
             await self._note_name(name, tag, manifest)
             await self._driver.write(layout.tag_link(name, tag), content)
             await ensure()
@@ -111,13 +112,8 @@ class TagStore:
 
     async def _note_name(self, name: RepositoryName, tag: Tag, manifest: Pointer) -> None:
         path = layout.tag_name(name, tag, manifest.held)
-        if manifest.digest != manifest.held:
+        if manifest.digest != manifest.held or await read_link(self._driver, path) is not None:
             await self._driver.write(path, str(manifest.digest).encode())
-            return
-        try:
-            await self._driver.remove(path)
-        except NotFound:
-            pass
 
     async def delete(
         self,
@@ -195,9 +191,13 @@ class TagStore:
     def _note_checked(self, name: RepositoryName, names: list[str]) -> None:
         # Removing a tag removes its directory, which makes another listing. Only a node that died between the two
         # leaves a name behind, and that is why the note grows old.
+        self._checked.pop(name, None)
         self._checked[name] = (names, time.monotonic() + _CHECK_LASTS)
-        while len(self._checked) > _CHECKED:
-            del self._checked[next(iter(self._checked))]
+        repositories, most = _CHECKED
+        held = sum(len(others) for others, _ in self._checked.values())
+        while len(self._checked) > 1 and (len(self._checked) > repositories or held > most):
+            others, _ = self._checked.pop(next(iter(self._checked)))
+            held -= len(others)
 
     async def _must_exist(self, name: RepositoryName) -> None:
         """A repository with manifests and no tag is one; without any, there is none. NameUnknown."""

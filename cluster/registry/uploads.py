@@ -1,18 +1,19 @@
 """Upload sessions: start, append, commit, cancel, by the rules of ARCHITECTURE.md, "Uploads".
 
-The one place where bytes get a digest: what the hashers saw is what the driver stored, and nothing is linked under
-a digest that was not computed here over exactly the bytes on storage (promise P5).
+What the hashers saw is what the driver stored, and a blob is linked only under a digest that was computed (in
+states.py) over exactly the bytes on storage (promise P5).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid
+from cluster.errors import BlobUnknown, DigestInvalid, RegistryError, SizeInvalid, StorageError
 from cluster.oci.digest import CANONICAL, Digest
 from cluster.oci.reference import RepositoryName
 from cluster.oci.upload import UploadState, check_chunk, differs, unknown, wrong_offset
@@ -21,9 +22,10 @@ from cluster.registry.links import Content
 from cluster.registry.states import DigestStates, Hashers
 from cluster.state.store import UploadHints
 from cluster.storage import layout
-from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, Uploads
+from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, StorageTimeout, Uploads
 
 _BATCH = 64 * 1024  # bytes to gather, from clients that send little at a time, before they are stored
+_log = logging.getLogger(__name__)
 
 
 class BodyEnded(Exception):
@@ -102,23 +104,26 @@ class UploadService:
         except RegistryError as refusal:
             # Rule U7: whoever lost the answer to a commit, or a race for it, asks again and must hear of success.
             if isinstance(refusal, DigestInvalid):
-                await self._end(state)
+                await self._tidy(state)
             try:
                 return await self._blobs.stat(RepositoryName(state.name), digest)
             except BlobUnknown:
                 raise refusal from None
 
     async def push(self, name: RepositoryName, digest: Digest, body: Body) -> Content:
-        """A whole blob in one request (OCI end-4b); refusals as `finish`, and no session stays behind.
+        """A whole blob in one request (OCI end-4b); refusals as `finish`.
 
-        Nobody else knows the session, so rule U7 has nothing to say: bytes that are not those of the digest are
-        refused although the blob may be there already.
+        No session stays behind, unless storage does not let it be removed: then it is the purger's. Nobody else
+        knows it, so rule U7 has nothing to say: bytes that are not those of the digest are refused although the
+        blob may be there already.
         """
         state = await self.start(name, digest.algorithm)
         try:
             return await self._finish(state, digest, body)
-        except RegistryError:
-            await self._end(state)
+        except StorageTimeout:  # whoever waits for the answer would wait once more
+            raise
+        except (RegistryError, StorageError):
+            await self._tidy(state)
             raise
 
     async def cancel(self, state: UploadState) -> None:
@@ -148,11 +153,18 @@ class UploadService:
         except NotFound:  # ended; or another request has added to it since we looked
             raise wrong_offset(await self._extent(state), "the upload has changed meanwhile") from None
         await self._blobs.add(RepositoryName(state.name), content)
-        await self._end(state)
+        await self._tidy(state)
         return content
 
     def _states(self, state: UploadState) -> DigestStates:
         return DigestStates(self._uploads, self._hints, state, _path(state))
+
+    async def _tidy(self, state: UploadState) -> None:
+        """Remove a session whose outcome is decided; one that cannot be removed is the purger's."""
+        try:
+            await self._end(state)
+        except StorageError as error:
+            _log.warning("upload %s: its session stays: %s", state.uuid, error)
 
     async def _end(self, state: UploadState) -> bool:
         """Remove the session; False when somebody else did."""

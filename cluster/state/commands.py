@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from cluster.errors import DigestInvalid
 from cluster.oci.digest import Digest
 from cluster.oci.manifest import Descriptor
 from cluster.oci.reference import RepositoryName
@@ -58,20 +57,6 @@ class RedisStore:
                 ("SADD", keys.repository_blobs(name), str(each)),
             ]
         await self._link.together(*commands)
-
-    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
-        member, blob, media_type = await self._link.together(
-            ("SISMEMBER", keys.repository_blobs(name), str(digest)),
-            ("HMGET", keys.blob(digest), "digest", "size", "mediatype"),
-            ("HGET", keys.repository_blob(name, digest), "mediatype"),
-        )
-        if not member:
-            return None
-        try:
-            canonical, size, default = blob
-            return Descriptor((media_type or default).decode(), Digest.parse(canonical.decode()), int(size))
-        except (AttributeError, ValueError, TypeError, DigestInvalid):
-            return None
 
     async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
         # The membership goes first: without it, Distribution looks at storage.

@@ -36,7 +36,8 @@ class MemoryStore:
         for each in {digest, descriptor.digest}:
             self._set(keys.repository_blob(name, each), known)
 
-    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
+    def descriptor(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
+        """What was remembered, as a Distribution node would see it."""
         known: Descriptor | None = self._get(keys.repository_blob(name, digest))
         return known
 

@@ -90,9 +90,6 @@ class SharedState:
         if not is_known:
             await self.forget(name, list(dict.fromkeys(digests)))
 
-    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
-        return await self._ask(lambda store: store.recall(name, digest))
-
     async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
         """Queued while there is no store, too."""
         if not self._exists:

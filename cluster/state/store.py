@@ -69,9 +69,6 @@ class Descriptors(Protocol):
     async def remember(self, name: RepositoryName, digest: Digest, descriptor: Descriptor) -> None:
         """A repository got this content; `digest` is how the client calls it."""
 
-    async def recall(self, name: RepositoryName, digest: Digest) -> Descriptor | None:
-        """What was remembered of it in this repository."""
-
     async def forget(self, name: RepositoryName, digests: Sequence[Digest]) -> None:
         """Content left a repository; `digests` are all its names there. One step, except in a Redis Cluster."""
 

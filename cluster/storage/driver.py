@@ -7,7 +7,7 @@ What holds for every method:
 - What it changed is durable when it returns: a loss of power leaves the old or the new state, never a mixture.
 - It may be called again, by anyone, after a failure at any point.
 - It raises the errors below and no others; StorageTimeout after the driver's limit, when storage hangs.
-- Digests are verified by registry/uploads.py and registry/manifests.py, before anything is linked; here only where
+- Digests are verified by registry/states.py and registry/manifests.py, before anything is linked; here only where
   bytes may have changed since then (`Uploads.commit`).
 """
 

@@ -11,7 +11,6 @@ import errno
 import os
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,20 +18,22 @@ from functools import partial
 from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
-from cluster.storage.threads import Tenure, Threads
+from cluster.storage.listings import Listings
+from cluster.storage.threads import FULL, Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
+_SETTLED = 20_000  # directories that are known to be durable: of some two thousand repositories
 _LOCK_PAUSE = (0.002, 0.1)  # seconds between two tries: the first, the longest
-_LISTINGS = 256  # directories whose sorted names are kept
-_LISTING_REST = 2_000_000_000  # nanoseconds a directory must have been left alone before its stamp is believed
 
 
 class Directories:
     """Makes directories durably, and remembers which need not be made durable again."""
 
-    def __init__(self, root: str, disk: Disk) -> None:
+    def __init__(self, root: str, disk: Disk, most: int = _SETTLED) -> None:
+        """`most`: directories that are remembered."""
         self._root = root
         self._disk = disk
+        self._most = most
         self._settled: set[str] = {root}
 
     def ensure(self, directory: str) -> None:
@@ -46,6 +47,8 @@ class Directories:
     def _ensure(self, directory: str) -> None:
         if directory in self._settled:
             return
+        if len(self._settled) >= self._most:
+            self.forget()
         parent = os.path.dirname(directory)
         self._ensure(parent)
         try:
@@ -57,28 +60,28 @@ class Directories:
             self._settled.add(directory)
 
     def forget(self) -> None:
-        """Somebody removed a directory by hand: look again."""
+        """Somebody removed a directory by hand, or there are too many to be remembered: look again."""
         self._settled = {self._root}
-
-
-def _sized(fd: int) -> tuple[int, int]:
-    """An open file, and how many bytes it has."""
-    try:
-        return fd, os.fstat(fd).st_size
-    except OSError:
-        os.close(fd)
-        raise
 
 
 class FileReader:
     """A file opened for reading."""
 
     def __init__(
-        self, fd: int, size: int, threads: Threads, close: Callable[[], object], *, chunk: int, try_cached: bool
+        self,
+        fd: int,
+        size: int,
+        disk: Disk,
+        threads: Threads,
+        close: Callable[[], object],
+        *,
+        chunk: int,
+        try_cached: bool,
     ) -> None:
         self.size = size
         self._chunk = chunk
         self._fd = fd
+        self._disk = disk
         self._threads = threads
         self._try_cached = try_cached
         self._tenure = Tenure(close)
@@ -98,7 +101,7 @@ class FileReader:
             except OSError:  # not in the cache, or a real error: a thread finds out
                 pass
         with self._tenure:
-            return await self._threads.run_long(os.pread, self._fd, size, offset)
+            return await self._threads.run_long(self._disk.read_at, self._fd, size, offset)
 
     def close(self) -> None:
         self._tenure.end()
@@ -108,7 +111,14 @@ class FilesystemDriver:
     """A Driver on the directory `root`, which must exist."""
 
     def __init__(
-        self, root: str, threads: Threads, disk: Disk | None = None, *, writable: bool = True, chunk: int = CHUNK
+        self,
+        root: str,
+        threads: Threads,
+        disk: Disk | None = None,
+        *,
+        writable: bool = True,
+        chunk: int = CHUNK,
+        listings: Listings | None = None,
     ) -> None:
         """`chunk`: bytes of a blob that a reader hands out at a time."""
         self._root = root.rstrip("/")
@@ -118,10 +128,13 @@ class FilesystemDriver:
         self._writable = writable
         self._try_cached = disk is None and cached.is_supported(root)
         self.directories = Directories(self._root, self._disk)
-        self._listings: OrderedDict[str, tuple[int, list[str]]] = OrderedDict()
+        self._listings = listings or Listings()
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+    def _relative(self, full: str) -> str:
+        return full[len(self._root) + 1 :]
 
     async def read(self, path: str) -> bytes:
         full = self._full(path)
@@ -147,20 +160,28 @@ class FilesystemDriver:
         full = self._full(path)
         if self._try_cached:
             try:
-                return self._reader(*_sized(cached.open_cached(full)))
+                return self._reader(*self._sized(cached.open_cached(full)))
             except OSError:
                 pass
         return self._reader(*await self._threads.open(self._open, self._close_opened, full))
 
     def _open(self, path: str) -> tuple[int, int]:
-        return _sized(self._disk.open(path))
+        return self._sized(self._disk.open(path))
+
+    def _sized(self, fd: int) -> tuple[int, int]:
+        """An open file, and how many bytes it has."""
+        try:
+            return fd, self._disk.size(fd)
+        except OSError:
+            self._disk.close(fd)
+            raise
 
     def _close_opened(self, opened: tuple[int, int]) -> None:
         self._disk.close(opened[0])
 
     def _reader(self, fd: int, size: int) -> FileReader:
         return FileReader(
-            fd, size, self._threads, self._closing(fd), chunk=self._chunk, try_cached=self._try_cached
+            fd, size, self._disk, self._threads, self._closing(fd), chunk=self._chunk, try_cached=self._try_cached
         )
 
     def _closing(self, fd: int) -> Callable[[], object]:
@@ -180,6 +201,8 @@ class FilesystemDriver:
             fd = self._disk.create(temporary)
             try:
                 self._disk.write(fd, content)
+                if layout.is_final(self._relative(path)):
+                    self._disk.seal(fd)
                 self._disk.sync(fd)
             finally:
                 self._disk.close(fd)
@@ -229,38 +252,37 @@ class FilesystemDriver:
             pass
 
     async def names(self, path: str, after: str = "", limit: int | None = None) -> list[str]:
-        full = self._full(path)
-        names = self._known_names(full)
-        if names is None:
-            names = await self._threads.run(self._sorted_names, full)
+        names = await self._names(self._full(path))
         if not after and limit is None:
             return names
         start = bisect.bisect_right(names, after) if after else 0
         return names[start:] if limit is None else names[start : start + limit]
 
-    def _known_names(self, path: str) -> list[str] | None:
-        """The names of a directory that is known not to have changed, when that can be told without waiting."""
-        known = self._listings.get(path)
-        if known is None or not self._try_cached:
-            return None
-        try:
-            return known[1] if cached.stamp_cached(path) == known[0] else None
-        except OSError:
-            return None
-
-    def _sorted_names(self, path: str) -> list[str]:
-        """The names in byte order. An unchanged directory is not read again: a page costs what it holds."""
-        stamp = self._disk.status(path).stamp
-        known = self._listings.get(path)
-        if known is not None and known[0] == stamp:
+    async def _names(self, path: str) -> list[str]:
+        """All names in byte order. An unchanged directory is not read again: a page costs what it holds."""
+        known = self._listings.find(path)
+        if known is not None and self._is_unchanged(path, known[0]):
             return known[1]
-        names = sorted(self._disk.names(path))
-        # Two changes within one tick of the clock leave the same stamp: only an old one tells the truth.
-        if time.time_ns() - stamp > _LISTING_REST:
-            self._listings[path] = (stamp, names)
-            while len(self._listings) > _LISTINGS:
-                self._listings.popitem(last=False)
+        began = self._listings.begin()
+        stamp, names = await self._threads.run(self._list, path, known)
+        self._listings.note(path, stamp, names, began)
         return names
+
+    def _is_unchanged(self, path: str, stamp: int) -> bool:
+        """Whether that is so, and can be told without waiting."""
+        if not self._try_cached:
+            return False
+        try:
+            return cached.stamp_cached(path) == stamp
+        except OSError:
+            return False
+
+    def _list(self, path: str, known: tuple[int, list[str]] | None) -> tuple[int, list[str]]:
+        """The stamp of a directory, and the names that it had then or a moment later."""
+        stamp = self._disk.status(path).stamp
+        if known is not None and known[0] == stamp:
+            return known
+        return stamp, sorted(self._disk.names(path))
 
     async def stamp(self, path: str) -> int:
         full = self._full(path)
@@ -338,6 +360,17 @@ class FilesystemDriver:
         return await self._threads.run(self._now)
 
     def _now(self) -> float:
+        try:
+            return self._date_of_new_file()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        # There is no room for a file, and the purger, which makes room, has to know the time.
+        directory = self._full(layout.TEMPORARY)
+        self._disk.touch(directory)
+        return self._disk.status(directory).modified
+
+    def _date_of_new_file(self) -> float:
         temporary = self.temporary()
         self._disk.close(self._disk.create(temporary))
         try:

@@ -8,15 +8,16 @@ Below `<rootdirectory>/docker/registry/v2/`:
         _manifests/revisions/<alg>/<hex>/link                  the manifest is in this repository
         _manifests/tags/<tag>/current/link                     what the tag points to
         _manifests/tags/<tag>/index/<alg>/<hex>/link           every digest the tag has pointed to
-        _manifests/tags/<tag>/index/sha256/<hex>/_name         ours: the sha512 by which it was pointed there
+        _manifests/_names/<tag>/<hex of a sha256>              ours: the sha512 by which the tag was pointed there
         _manifests/_locks/<tag>                                ours: who may write the tag (rule T1); never removed
         _referrers/<alg>/<hex of the subject>/sha256-<hex>     ours: descriptor of one referrer, as JSON
         _referrers/_seen                                       ours: which revisions were looked at for a subject
         _uploads/<uuid>/startedat                              when the upload began
         _uploads/<uuid>/data                                   its bytes, where Distribution took them
-        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (segments.py)
+        _uploads/<uuid>/_seg/...                               ours: its bytes, where we took them (sessions.py)
         _uploads/<uuid>/hashstates/<alg>/<offset>              the digest so far
         _uploads/<uuid>/_states/<alg>/<offset>                 ours: the same where there is `data`
+        _uploads/_gone.<uuid>.<16 hex>                         ours: a session that was set aside (rule U9)
     _cluster/secret                                            ours: the secret that a single node drew for itself
     _cluster/nodes/<name>                                      ours: the mark of a node (cluster/identity.py)
     _cluster/tmp/                                              ours: files on their way to their place
@@ -41,18 +42,31 @@ TEMPORARY = "_cluster/tmp"
 PURGER_LOCK = "_cluster/locks/purger"
 NODES = "_cluster/nodes"
 MANIFESTS_DIRECTORY = "_manifests"
+UPLOADS_DIRECTORY = "_uploads"
 LAYERS_DIRECTORY = "_layers"  # what a repository has once a blob came in, long before its first manifest
 
-# Directories that no registry removes once they are there: their own entry need be made durable only once.
+_GONE = "_gone."
+
+# Directories that no registry removes once they are there: their own entry need be made durable only once. A name's
+# components may be any words but begin with no `_`, so the first that does ends the name.
+_ALGORITHM = "(?:sha256|sha512)"
+_OF_MANIFESTS = rf"tags|_locks|_names|revisions(?:/{_ALGORITHM})?"
+_OF_REPOSITORY = rf"_uploads|_referrers|_layers(?:/{_ALGORITHM})?|_manifests(?:/(?:{_OF_MANIFESTS}))?"
 _PERMANENT = re.compile(
-    r"(?:.*/)?(?:blobs|repositories|_layers|_manifests|revisions|tags|_uploads|_referrers|_locks|_cluster"
-    r"|tmp|locks|repositories(?:/[a-z0-9][^/]*)+|(?:blobs|_layers|revisions)/(?:sha256|sha512)|blobs/(?:sha256|sha512)/[0-9a-f]{2})"
+    r"_cluster(?:/(?:tmp|locks|nodes))?"
+    rf"|blobs(?:/{_ALGORITHM}(?:/[0-9a-f]{{2}})?)?"
+    rf"|repositories(?:(?:/[a-z0-9][^/]*)+(?:/(?:{_OF_REPOSITORY}))?)?"
 )
 
 
 def is_permanent(directory: str) -> bool:
     """Whether a directory stays for ever once it was made."""
     return _PERMANENT.fullmatch(directory) is not None
+
+
+def is_final(path: str) -> bool:
+    """Whether a file never changes once it is there: the data of blobs and manifests (rule B1)."""
+    return path.startswith("blobs/")
 
 
 def blob(digest: Digest) -> str:
@@ -93,24 +107,36 @@ def tag_index_link(name: RepositoryName, tag: Tag, digest: Digest) -> str:
 
 
 def tag_name(name: RepositoryName, tag: Tag, canonical: Digest) -> str:
-    """How the tag's writer named the manifest that is this sha256; missing where that was by sha256.
+    """How the tag's writer named the manifest that is this sha256; missing where no writer named it by sha512.
 
-    One file for each manifest that the tag has pointed to, so that it is there before the tag moves, and says
-    nothing any more once the tag points to something else. Distribution reads only `link` here.
+    One file for each manifest, so that it is there before the tag moves, and says nothing any more once the tag
+    points to something else. Never removed, also not with its tag: who finds none knows that there was none.
     """
-    return f"repositories/{name}/_manifests/tags/{tag}/index/{canonical.algorithm}/{canonical.encoded}/_name"
+    return f"repositories/{name}/_manifests/_names/{tag}/{canonical.encoded}"
 
 
 def tag_lock(name: RepositoryName, tag: Tag) -> str:
     return f"repositories/{name}/_manifests/_locks/{tag}"
 
 
-def uploads(name: RepositoryName) -> str:
-    return f"repositories/{name}/_uploads"
+def uploads(name: str) -> str:
+    """Of a repository, also of one whose name only Distribution takes."""
+    return f"repositories/{name}/{UPLOADS_DIRECTORY}"
 
 
 def upload(name: RepositoryName, uuid: str) -> str:
-    return f"repositories/{name}/_uploads/{uuid}"
+    return f"{uploads(name)}/{uuid}"
+
+
+def set_aside(session: str, mark: str) -> str:
+    """Where a session goes that ends: beside the others, under a name that is no UUID (rules U9, U10)."""
+    parent, _, uuid = session.rpartition("/")
+    return f"{parent}/{_GONE}{uuid}.{mark}"
+
+
+def is_set_aside(session: str) -> bool:
+    """Whether that is where a session went."""
+    return session.rpartition("/")[2].startswith(_GONE)
 
 
 def upload_started_at(session: str) -> str:
@@ -128,10 +154,6 @@ SHARED_STATES, OWN_STATES = "hashstates", "_states"
 
 def upload_states(session: str, algorithm: str, folder: str = SHARED_STATES) -> str:
     return f"{session}/{folder}/{algorithm}"
-
-
-def upload_state(session: str, algorithm: str, offset: int, folder: str = SHARED_STATES) -> str:
-    return f"{upload_states(session, algorithm, folder)}/{offset}"
 
 
 def referrers(name: RepositoryName, subject: Digest) -> str:

@@ -12,9 +12,9 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
     _states/<alg>/<offset>         the same where there is `data`: then Distribution may have written `hashstates`,
                                    and it keeps a digest of other bytes there when it has no state to go on from
 
-`<parent>/_gone.<uuid>.<16 hex>` is a session set aside (U9). Every call blocks until the disk has answered: the
-threads for them, and the writers, are in segments.py. registry/uploads.py compares digests; here only bytes of
-`data` are looked at again (`_verify`): Distribution may still be writing them.
+Every call blocks until the disk has answered: the threads for them, and the writers, are in segments.py.
+Digests are compared by registry/states.py; here only bytes of `data` are looked at again (`_verify`), which
+Distribution may still be writing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ _PUBLISHED = re.compile(r"[0-9]{20}")
 _PRIVATE = re.compile(r"([0-9]{20})\.[0-9a-f]{16}")
 _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
-_GONE = "_gone."
 
 
 class Segment(NamedTuple):
@@ -396,15 +395,14 @@ class Sessions:
 
     def _set_aside(self, session: str) -> str:
         """One rename ends the session for everybody: who publishes later finds no directory (U9)."""
-        parent, uuid = os.path.split(session)
-        gone = f"{parent}/{_GONE}{uuid}.{secrets.token_hex(8)}"
+        gone = layout.set_aside(session, secrets.token_hex(8))
         self._disk.rename(session, gone)
-        self._disk.sync_path(parent)
+        self._disk.sync_path(os.path.dirname(session))
         return gone
 
     def purge(self, session: str, before: float, dry_run: bool) -> bool:
         """Remove it if nobody has done anything to it since `before` (a time of its files); whether that is so."""
-        set_aside = os.path.basename(session).startswith(_GONE)
+        set_aside = layout.is_set_aside(session)
         if set_aside:
             idle = self._disk.status(session).modified < before
         else:

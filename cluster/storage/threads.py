@@ -23,7 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # Calls begun inside a `with lock` block belong to the lock's tenure.
 _current: ContextVar[Tenure | None] = ContextVar("tenure", default=None)
 
@@ -33,7 +33,7 @@ def translate(error: OSError) -> StorageError:
     where = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     if error.errno in _MISSING:
         return NotFound(where)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StorageFull(where)
     return StorageError(where)
 

@@ -102,7 +102,7 @@ def test_an_index_may_hold_indexes_nothing_and_blobs(api: Api) -> None:
 def test_a_layer_that_may_not_be_distributed_need_not_be_there(api: Api, media_type: str) -> None:
     layer = missing(b"layer", media_type, urls=["https://example.com/layer"])
     assert put(api, api.image("a", layers=[layer])) == 201
-    assert put(api, api.image("a", layers=[missing(b"layer", media_type)])) == 201
+    assert put(api, api.image("a", layers=[missing(b"layer", media_type)])) == 400  # nobody could pull it
 
 
 def test_a_url_does_not_stand_in_for_a_layer_that_may_be_distributed(api: Api) -> None:
@@ -211,14 +211,18 @@ def test_without_validation_children_and_urls_are_free_but_blobs_must_be_there(m
         (["plugin"], CONFIG, 403),
         (["image", "plugin"], "application/vnd.docker.plugin.v1+json", 201),
         ([], "application/vnd.docker.plugin.v1+json", 201),
+        (["image", "plugin"], "application/vnd.cncf.helm.config.v1+json", 403),
+        (["image"], "application/vnd.oci.empty.v1+json", 403),
+        (["image"], "application/vnd.oci.image.config.v1+json", 201),
     ],
 )
+@pytest.mark.parametrize("media_type", [MANIFEST, DOCKER_MANIFEST])
 def test_the_policy_says_which_classes_are_taken(
-    make_api: MakeApi, classes: list[str], config: str, status: int
+    make_api: MakeApi, media_type: str, classes: list[str], config: str, status: int
 ) -> None:
     api = make_api(policy={"repository": {"classes": classes}})
-    value = api.image("a", mediaType=DOCKER_MANIFEST, config=descriptor(b"{}", config))
-    answer = api.put_manifest("a", "v1", value, DOCKER_MANIFEST)
+    value = api.image("a", mediaType=media_type, config=descriptor(b"{}", config))
+    answer = api.put_manifest("a", "v1", value, media_type)
     assert answer.status_code == status
     if status == 403:
         assert refusal(answer) == (403, "DENIED")

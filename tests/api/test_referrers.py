@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import falcon.asgi
 import pytest
-from falcon.testing import Result
+from falcon.testing import Result, TestClient
 
+from cluster.api import errors
+from cluster.api.guard import Room
+from cluster.api.lists import ReferrersResource
+from cluster.api.urls import Urls
+from cluster.app import App
+from cluster.errors import TooManyRequests
+from cluster.oci.digest import Digest
+from cluster.registry.referrers import Referrers
+from cluster.storage.memory import MemoryDriver
 from tests.api.conftest import (
     CONFIG,
     INDEX,
@@ -220,3 +231,61 @@ def test_the_index_of_subjects_is_made_again_when_it_is_lost(api: Api) -> None:
     api.remove("repositories/a/_referrers")
     refer(api, 3)
     assert len(listed(api)) == 4
+
+
+class Referring(Referrers):
+    """Has always the same page, and is asked in between."""
+
+    def __init__(self, page: list[bytes], meanwhile: Callable[[], None] = lambda: None) -> None:
+        super().__init__(MemoryDriver())
+        self._page = page
+        self._meanwhile = meanwhile
+
+    async def page(  # type: ignore[override]
+        self,
+        name: str,
+        subject: Digest,
+        artifact_type: str | None,
+        last: str,
+        limit: int,
+        hold: Callable[[int], None],
+    ) -> tuple[list[bytes], str | None]:
+        hold(sum(map(len, self._page)))
+        self._meanwhile()
+        return self._page, None
+
+
+def with_room(page: list[bytes], room: Room, meanwhile: Callable[[], None] = lambda: None) -> TestClient:
+    app: App = falcon.asgi.App()
+    errors.install(app)
+    urls = Urls(host="", prefix="", relative=True, trusted_proxies=(), tell_clients=False)
+    app.add_route("/v2/{name}/referrers/{digest}", ReferrersResource(Referring(page, meanwhile), urls, room))
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [1000] * 900, [262_144], [3_000_000], [400_000, 1, 2, 700_000, 3]])
+def test_a_list_of_any_size_is_sent_whole_and_its_room_is_given_back(sizes: list[int]) -> None:
+    page = [encode({"text": "x" * size}) for size in sizes]
+    room = Room("lists", 4_000_000)
+    client = with_room(page, room)
+    for _ in range(3):
+        answer = client.simulate_get(f"/v2/a/referrers/{UNKNOWN}")
+        assert answer.json["manifests"] == [{"text": "x" * size} for size in sizes]
+        head = client.simulate_head(f"/v2/a/referrers/{UNKNOWN}")
+        assert head.headers["Content-Length"] == answer.headers["Content-Length"] == str(len(answer.content))
+    room.take(4_000_000)
+
+
+def test_room_for_a_list_is_taken_before_it_is_whole_and_small_ones_need_none() -> None:
+    room = Room("lists", 1_000_000)
+    large, small = [b'"' + b"x" * 600_000 + b'"'], [b'"small"']
+
+    def meanwhile() -> None:
+        with pytest.raises(TooManyRequests):
+            room.take(500_000)
+
+    assert with_room(large, room, meanwhile).simulate_get(f"/v2/a/referrers/{UNKNOWN}").status_code == 200
+    room.take(500_000)
+    refused = with_room(large, room).simulate_get(f"/v2/a/referrers/{UNKNOWN}")
+    assert refusal(refused) == (429, "TOOMANYREQUESTS") and refused.headers["Retry-After"]
+    assert with_room(small, room).simulate_get(f"/v2/a/referrers/{UNKNOWN}").status_code == 200

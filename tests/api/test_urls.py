@@ -94,9 +94,10 @@ def test_a_prefix_is_cut_from_requests_and_put_before_locations(make_api: MakeAp
     check(locations(hosted, "/registry"), "https://r.example.com/registry")
 
 
-def test_below_a_prefix_nothing_else_is_served_but_the_health_pages(make_api: MakeApi) -> None:
+def test_below_a_prefix_nothing_else_is_served_but_the_root_and_the_health_pages(make_api: MakeApi) -> None:
     api = make_api(http={"prefix": "/registry/"})
-    for path in ("/", "/v2/", "/v2/_catalog", "/registry", "/registryv2/", "/registry2/v2/"):
+    assert api.get("/").status_code == 200
+    for path in ("/v2/", "/v2/_catalog", "/registry", "/registryv2/", "/registry2/v2/"):
         assert api.get(path).status_code == 404, path
     for path in ("/registry/", "/registry/v2/", "/registry/v2", "/livez", "/readyz", "/healthz"):
         assert api.get(path).status_code == 200, path

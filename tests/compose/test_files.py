@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.support.tools import PROJECT, require
 
 DEPLOY = Path(PROJECT, "deploy")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+RUNBOOK = (DEPLOY / "README.md").read_text(encoding="utf-8")
 EXACT = re.compile(r"[a-z/-]+:\d+\.\d+\.\d+(-[a-z0-9.-]+)?")
 PROGRAMS = ["docker-compose", pytest.param("compose", marks=pytest.mark.slow)]
 
@@ -170,9 +172,30 @@ def test_systemd_takes_the_unit(tmp_path: Path, unit: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def settings_of(unit: str) -> dict[str, str]:
+    text = (DEPLOY / f"systemd/{unit}.service").read_text(encoding="utf-8")
+    return dict(line.split("=", 1) for line in text.splitlines() if re.match("[A-Z][A-Za-z]+=", line))
+
+
+@pytest.mark.parametrize("unit", ["registry-cluster", "registry-cluster-balancer"])
+def test_a_unit_may_read_the_configuration_that_the_runbook_installs(unit: str) -> None:
+    """As root, with numbers in place of the names, which need not be known on this machine."""
+    if os.geteuid() != 0:
+        pytest.skip("to become another user takes root")
+    ids = {"registry": "64101", "haproxy": "64102"}
+    (install,) = re.findall(r"^    install -m 0640 -g (\w+) deploy/config.example.yml", RUNBOOK, re.MULTILINE)
+    found = settings_of(unit)
+    groups = [ids[name] for name in (found["Group"], *found.get("SupplementaryGroups", "").split())]
+    who = [f"--reuid={ids[found['User']]}", f"--regid={groups[0]}", f"--groups={','.join(groups)}"]
+    with tempfile.NamedTemporaryFile() as file:
+        os.chown(file.name, 0, int(ids[install]))
+        os.chmod(file.name, 0o640)
+        done = run(require("setpriv"), *who, "cat", file.name)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_node_that_systemd_stops_has_time_to_drain_and_dies_as_one() -> None:
-    unit = (DEPLOY / "systemd/registry-cluster.service").read_text(encoding="utf-8")
-    found = dict(line.split("=", 1) for line in unit.splitlines() if re.match("[A-Z][A-Za-z]+=", line))
+    found = settings_of("registry-cluster")
     assert found["KillMode"] == "mixed"
     assert int(found["TimeoutStopSec"]) > settings.Http().draintimeout
     assert found["Restart"] == "always"
@@ -180,8 +203,7 @@ def test_a_node_that_systemd_stops_has_time_to_drain_and_dies_as_one() -> None:
 
 def commands() -> list[list[str]]:
     """What the runbook has people type after the command's name, or after the service that runs it."""
-    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^    .*(?:registry-cluster|run --rm secret) ([a-z].*)$", text, re.MULTILINE)
+    lines = re.findall(r"^    .*(?:registry-cluster|run --rm secret) ([a-z].*)$", RUNBOOK, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines if "registry-cluster" not in line]
 
 
@@ -192,7 +214,6 @@ def test_the_runbooks_commands_exist() -> None:
 
 
 def test_the_runbooks_files_exist() -> None:
-    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(deploy/[a-z0-9_./-]+[a-z])", text))
+    named = set(re.findall(r"\b(deploy/[a-z0-9_./-]+[a-z])", RUNBOOK))
     assert named
     assert [name for name in sorted(named) if not Path(PROJECT, name).exists()] == []

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-from cluster.drill.history import History, Operation, Outcome, Value, Wanted
+from cluster.drill.history import Operation, Outcome, Value, Wanted
+from tests.support.history import History
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

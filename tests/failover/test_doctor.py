@@ -21,7 +21,7 @@ import yaml
 from cluster.state import keys
 from tests.failover.client import Client
 from tests.failover.cluster import is_ready
-from tests.support.process import SECRET, Node, eventually, free_port
+from tests.support.process import SECRET, Node, eventually, free_port, merge
 from tests.support.redis import RedisServer
 
 OTHER = "a secret that the others do not have"
@@ -137,6 +137,32 @@ def test_a_node_with_a_name_that_is_taken_does_not_start_and_leaves_the_other_it
     assert "cluster.name" in said
     with running(pair.node(2)) as third:  # which looks for the marks of both
         assert is_ready(third.url)
+
+
+def test_a_cluster_is_made_read_only_and_back_one_node_after_the_other(tmp_path: Path) -> None:
+    """As for a backup. A node that must not write leaves no mark, which is no sign of another storage."""
+    with ExitStack() as stack:
+        pair = Pair(tmp_path, stack)
+        for read_only in (True, False):
+            for node in (pair.first, pair.second):
+                node.stop()
+                node.config["storage"]["maintenance"] = {"readonly": {"enabled": read_only}}
+                node.start()
+                done = run(node, "doctor")
+                assert (done.returncode, done.stderr) == (0, "")
+                assert {"node-1: agrees", "node-2: agrees"} <= set(done.stdout.splitlines())
+        assert pair.serving()
+
+
+def test_a_read_only_node_with_two_urls_is_one_node(tmp_path: Path) -> None:
+    read_only = {"storage": {"maintenance": {"readonly": {"enabled": True}}}}
+    with Node(tmp_path) as node:
+        node.config = merge(node.config, read_only)
+        node.restart()
+        node.config["cluster"]["nodes"] = [node.url, node.url + "/"]
+        Path(node.config_path).write_text(yaml.safe_dump(node.config), encoding="utf-8")
+        done = run(node, "doctor")
+        assert (done.returncode, done.stdout.count("agrees")) == (0, 1)
 
 
 def test_a_node_that_agrees_starts_and_the_doctor_finds_nothing(pair: Pair) -> None:

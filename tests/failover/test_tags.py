@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from cluster.drill.history import History, Outcome, Wanted
+from cluster.drill.history import Outcome, Wanted
 from tests.failover.client import CONFIG, MANIFEST, Answer, Client, Ledger, Unanswered, digest_of
 from tests.failover.cluster import Cluster, Member
 from tests.failover.pusher import Crowd
+from tests.support.history import History
 from tests.support.process import eventually
 from tests.support.tools import note
 

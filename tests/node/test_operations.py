@@ -92,6 +92,14 @@ def test_failing_storage_makes_the_node_unready_and_not_dead_until_it_is_back(wa
     eventually(lambda: get(f"http://{watched.debug}/debug/health").json() == {}, 20, "so says the other port")
 
 
+def test_that_redis_fails_is_told_to_anybody_and_where_it_is_only_to_the_log(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with brief(Node(tmp_path, {"redis": {"addrs": [address]}})) as node:
+        eventually(lambda: address in node.log(), 20, "the log says why")
+        health = get(f"{node.url}/healthz")
+        assert (health.status, health.json()["redis"]) == (200, {"status": "failing"})
+
+
 def test_the_debug_port_and_the_main_port_serve_nothing_of_each_other(watched: Watched) -> None:
     for path in ("/metrics", "/debug/health"):
         answer = get(f"{watched.url}{path}")
@@ -151,6 +159,16 @@ def answers(address: str) -> bool:
         return get(f"http://{address}/livez").status == 200
     except OSError:
         return False
+
+
+def test_no_second_arbiter_comes_beside_the_first(tmp_path: Path) -> None:
+    """gunicorn would start one at SIGUSR2, with the same name and the same address."""
+    with Node(tmp_path) as node:
+        workers = node.children()
+        node.send(signal.SIGUSR2)
+        taken = f"http.addr: {node.host}: address already in use"
+        eventually(lambda: taken in node.log() and node.children() == workers, 20, "it has ended")
+        assert get(f"{node.url}/readyz").status == 200
 
 
 def test_the_files_in_which_workers_share_their_numbers_go_with_the_node(tmp_path: Path) -> None:

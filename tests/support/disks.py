@@ -144,6 +144,14 @@ class ForgetfulDisk(Disk):
             os.pwrite(fd, node.content, 0)
         return fd
 
+    def size(self, fd: int) -> int:
+        self._look()
+        return super().size(fd)
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        self._look()
+        return super().read_at(fd, size, offset)
+
     def try_lock(self, fd: int) -> bool:
         self._look()
         file = self._open[fd]
@@ -221,6 +229,10 @@ class ForgetfulDisk(Disk):
             raise _error(errno.EEXIST, path)
         now = self._tick()
         parent.change({name: _Directory(modified=now)}, now)
+
+    def touch(self, path: str) -> None:
+        self._look()
+        self._node(path).modified = self._tick()
 
     def rmdir(self, path: str) -> None:
         self._step()

@@ -88,7 +88,7 @@ def test_the_defaults_are_those_of_distribution() -> None:
     assert (config.health.storagedriver.interval, config.health.storagedriver.threshold) == (10.0, 0)
     assert (config.catalog.maxentries, config.tags.maxtags, config.redis) == (1000, 1000, None)
     assert (config.cluster.workers, config.cluster.maxuploads, config.cluster.anonymousmount) == (None, 256, True)
-    proxies = config.cluster.trustedproxies
+    proxies = config.cluster.proxies
     for address, trusted in [
         ("127.0.0.1", 1),
         ("::1", 1),
@@ -160,6 +160,8 @@ def test_a_file_of_v2_8_is_understood_old_names_included() -> None:
     assert loaded.warnings == [
         "loglevel: an old name of log.level",
         "storage.cache.layerinfo: an old name of storage.cache.blobdescriptor",
+        "redis.pool.maxidle: without effect here: it is for the client library of Distribution",
+        "redis.pool.idletimeout: without effect here: it is for the client library of Distribution",
         "validation.enabled: an old setting without effect, see validation.disabled",
     ]
     assert (config.log.level, config.log.fields) == ("warn", {"service": "registry", "rank": 3})
@@ -212,7 +214,7 @@ cluster:
 """
     ours = parse(BASE + text, {}).config.cluster
     assert (ours.workers, ours.secrets, ours.nodes) == (3, ["one", "2"], ["http://10.0.0.1:5000"])
-    assert [str(network) for network in ours.trustedproxies] == ["192.0.2.7/32", "2001:db8::/32"]
+    assert [str(network) for network in ours.proxies] == ["192.0.2.7/32", "2001:db8::/32"]
     assert (ours.chunkminlength, ours.mixed, ours.sparse, ours.anonymousmount) == (
         5 * 1024 * 1024,
         True,
@@ -402,7 +404,7 @@ def test_a_lock_that_is_not_supported_yet_stops_the_start(key: str, text: str) -
         (
             "auth: htpasswd",
             [
-                'auth.htpasswd.realm: found "", wanted a line of ASCII text',
+                "auth.htpasswd.realm: missing, wanted a line of ASCII text",
                 "auth.htpasswd.path: missing, wanted the path of the file of accounts",
             ],
         ),
@@ -483,6 +485,7 @@ def test_a_lock_that_is_misspelt_does_not_leave_the_registry_open(text: str, lin
         "http: {http2: {disabled: true}, h2c: {enabled: false}}",
         "http: {net: unix, addr: /run/registry.sock}",
         "redis: {addr: 'redis:6379'}",
+        "redis: {addr: 'redis:6379', readonly: false, maxidleconns: 0, poolsize: 8, pool: {maxactive: 8}}",
         "storage: &s {filesystem: {}}",
     ],
 )
@@ -677,6 +680,32 @@ def test_the_configuration_is_shown_without_its_secrets() -> None:
     }
 
 
+def test_where_a_file_with_secrets_is_may_be_shown() -> None:
+    text = """
+auth: {htpasswd: {realm: basic-realm, path: /srv/htpasswd}}
+cluster: {secretfile: /srv/secret}
+"""
+    data = yaml.safe_load(show(parse(BASE + text, {}).config))
+    assert data["auth"]["htpasswd"] == {"realm": "basic-realm", "path": "/srv/htpasswd"}
+    assert data["cluster"]["secretfile"] == "/srv/secret"
+    assert problems(BASE + "auth: {htpasswd: {realm: r, path: [1]}}")[0] == (
+        "auth.htpasswd.path: found a list, wanted text"
+    )
+    assert problems(BASE + 'auth: {htpasswd: {realm: "two\\nlines", path: p}}') == [
+        'auth.htpasswd.realm: found "two\\nlines", wanted a line of ASCII text'
+    ]
+
+
+def test_what_is_shown_in_place_of_secrets_is_not_taken_for_them() -> None:
+    """Every node that is given it would have the same, and everybody would know it."""
+    why = "found <hidden>, which `config show` prints in place of a secret: wanted the secret"
+    text = f"http: {{secret: {SECRET}}}\nredis: {{addrs: ['h:1'], password: {SECRET}}}\n"
+    shown = show(parse(BASE + text + f"cluster: {{secrets: [{SECRET}]}}", {}).config)
+    assert problems(shown) == [f"{key}: {why}" for key in ("http.secret", "redis.password", "cluster.secrets[0]")]
+    assert problems(BASE, {"REGISTRY_HTTP_SECRET": "<hidden>"}) == [f"http.secret (REGISTRY_HTTP_SECRET): {why}"]
+    assert problems(BASE + "http: {host: 'https://<hidden>@registry'}") == [f"http.host: {why}"]
+
+
 def test_the_representation_of_a_configuration_holds_no_secret_of_ours() -> None:
     config = parse(BASE + f"http: {{secret: {SECRET}}}\ncluster: {{secrets: [{SECRET}]}}", {}).config
     assert config.http.secret == SECRET
@@ -715,10 +744,18 @@ def test_a_problem_holds_no_secret(text: str) -> None:
 @pytest.mark.parametrize("text", [BASE, "version: 0.1\nstorage: inmemory", V2, V3])
 def test_what_is_shown_can_be_read_back(text: str) -> None:
     config = parse(text, {}).config
-    again = parse(show(config), {}).config
+    again = parse(show(config).replace("<hidden>", "put in again"), {}).config
     assert show(again) == show(config)
     assert again.storage == config.storage
     assert again.cluster == config.cluster
+
+
+def test_private_networks_that_nobody_wrote_down_are_not_written_down_by_showing_them() -> None:
+    """Whoever is written down is believed who its clients are."""
+    assert "trustedproxies" not in yaml.safe_load(show(parse(BASE, {}).config))["cluster"]
+    for text in (BASE + "cluster: {trustedproxies: [10.0.0.0/8]}", BASE + "cluster: {trustedproxies: []}"):
+        config = parse(text, {}).config
+        assert parse(show(config), {}).config.cluster.trustedproxies == config.cluster.trustedproxies
 
 
 def test_what_is_shown_has_one_driver_and_durations_with_their_unit() -> None:
@@ -889,6 +926,7 @@ def test_the_example_loads_without_a_warning_and_holds_the_defaults() -> None:
     loaded = load(EXAMPLE, {})
     assert loaded.warnings == []
     assert loaded.config == parse(BASE, {}).config
+    assert loaded.config.cluster.trustedproxies is None, "written down, it makes every private address a proxy"
 
 
 def test_what_the_example_leaves_out_is_shown_with_its_default_where_it_has_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -51,3 +52,36 @@ def test_files_that_still_do_not_fit_at_the_next_look_are_told_once(
     assert served.context is old
     (told,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert "is not the key of the certificate" in told
+
+
+class Troubled(ServedCertificate):
+    """Fails once in a way that nobody foresaw, and then looks as ever."""
+
+    looks = 0
+
+    def refresh(self) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            raise RuntimeError("can't start new thread")
+        super().refresh()
+
+
+def test_a_look_that_fails_is_logged_and_the_next_renewal_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certs = make_certificates(tmp_path / "served")
+    troubled = Troubled(Tls(certificate=f"{certs}/{SERVER}", key=f"{certs}/{SERVER_KEY}"))
+    old = troubled.context
+
+    async def watch() -> None:
+        watching = asyncio.create_task(troubled.watch(every=0.01))
+        renew(tmp_path, SERVER_KEY)
+        renew(tmp_path, SERVER)
+        async with asyncio.timeout(20):
+            while troubled.context is old:
+                assert not watching.done()
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(watch())
+    assert "can't start new thread" in caplog.text

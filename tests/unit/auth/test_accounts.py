@@ -14,6 +14,7 @@ import pytest
 
 from cluster.auth import accounts, passwords
 from cluster.errors import ConfigError
+from tests.support.process import eventually
 from tests.support.tools import require_root
 
 COST = passwords.LOWEST_COST
@@ -114,6 +115,26 @@ def test_whoever_holds_the_file_for_too_long_is_not_waited_for(path: Path) -> No
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="somebody else is editing it"):
             accounts.put(str(path), "carol", "hash", patience=0.1)
+
+
+def test_whoever_holds_the_file_that_came_in_its_place_is_not_waited_for_either(path: Path) -> None:
+    """Another edit puts another file there while this one waits, and the next edit comes first."""
+
+    def opened() -> int:
+        return sum(link.resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+    with ThreadPoolExecutor(1) as pool, path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = pool.submit(accounts.put, str(path), "carol", "hash", patience=1)
+        eventually(lambda: opened() == 2, 20, "the edit waits")
+        renewed = path.with_name("real")
+        renewed.write_bytes(path.read_bytes())
+        with renewed.open("rb") as again:
+            fcntl.flock(again, fcntl.LOCK_EX)
+            renewed.rename(path)
+            fcntl.flock(held, fcntl.LOCK_UN)
+            with pytest.raises(ConfigError, match="somebody else is editing it"):
+                waiting.result(timeout=20)
 
 
 def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:

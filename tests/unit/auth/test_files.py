@@ -52,26 +52,30 @@ async def test_what_has_changed_is_read_again(write: Callable[[bytes], Path]) ->
     assert not await watched.refresh()
 
 
-async def test_a_file_that_is_edited_in_place_is_read_when_it_is_left_alone(write: Callable[[bytes], Path]) -> None:
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+async def test_a_file_that_is_edited_in_place_is_read_when_it_is_left_alone(
+    write: Callable[[bytes], Path], hours: int
+) -> None:
+    """Whatever the clock says that dates its changes: it need not be that of this node."""
     path = write(b"one two")
-    now = 0.0
-    watched = Watched(str(path), words, clock=lambda: now)
-    path.write_bytes(b"on")
-    now = path.stat().st_mtime + 0.09
-    assert not await watched.refresh()
-    assert watched.content == [b"one", b"two"]
-    path.write_bytes(b"one")
-    now = path.stat().st_mtime + 0.11
-    assert await watched.refresh()
-    assert watched.content == [b"one"]
+    rest = [b"one", b"one three"]
 
+    def dated(content: bytes) -> None:
+        path.write_bytes(content)
+        os.utime(path, (time.time() + hours * 3600,) * 2)
 
-async def test_a_file_from_the_future_is_read(write: Callable[[bytes], Path]) -> None:
-    path = write(b"one")
-    watched = Watched(str(path), words)
-    path.write_bytes(b"two")
-    os.utime(path, (time.time() + 3600,) * 2)
+    def pause(seconds: float) -> None:
+        assert seconds >= 0.1
+        if rest:
+            dated(rest.pop(0))
+
+    watched = Watched(str(path), words, pause=pause)
+    dated(b"on")
+    for _ in range(2):
+        assert not await watched.refresh()
+        assert watched.content == [b"one", b"two"]
     assert await watched.refresh()
+    assert watched.content == [b"one", b"three"]
 
 
 @pytest.mark.parametrize("harm", ["bad", "gone", "directory", "huge"])

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.drill.history import History, Operation, Outcome, Value, Wanted, check
+from cluster.drill.history import Operation, Outcome, Value, Wanted, check
+from tests.support.history import History
 
 ANYTHING = Wanted.ANYTHING
 DONE, REFUSED, UNKNOWN = Outcome.DONE, Outcome.REFUSED, Outcome.UNKNOWN

@@ -23,8 +23,8 @@ from cluster.oci.manifest import (
     Platform,
     parse_manifest,
     parse_stored,
+    plain_media_type,
     stored_media_type,
-    strip_parameters,
 )
 
 CONFIG, LAYER = "application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -176,10 +176,18 @@ def test_a_referrers_list_names_the_artifact_type_or_that_of_the_config(
 
 @pytest.mark.parametrize(
     ("header", "media_type"),
-    [(None, ""), ("", ""), ("a/b", "a/b"), ("a/b;q=1;x=y", "a/b"), ("a/b ; charset=utf-8", "a/b"), (";", "")],
+    [
+        (None, ""),
+        ("", ""),
+        ("a/b", "a/b"),
+        ("a/b;q=1;x=y", "a/b"),
+        ("a/b ; charset=utf-8", "a/b"),
+        (";", ""),
+        ("A/B+Json", "a/b+json"),
+    ],
 )
 def test_parameters_of_a_content_type_do_not_count(header: str | None, media_type: str) -> None:
-    assert strip_parameters(header) == media_type
+    assert plain_media_type(header) == media_type
 
 
 # -- What is refused
@@ -425,6 +433,8 @@ def test_an_artifact_type_must_be_a_text(value: object) -> None:
         ({"MediaType": DOCKER_LIST}, DOCKER_LIST),
         ({"Config": {}, "manifests": None}, OCI_MANIFEST),
         ({"Manifests": []}, OCI_INDEX),
+        ({"schemaVersion": 2, "manifests": None}, OCI_INDEX),
+        ({"config": {}, "manife\u017ft\u017f": []}, OCI_INDEX),  # a long s is an s to Go
     ],
 )
 def test_what_is_on_storage_is_named_without_being_judged(value: Json, media_type: str) -> None:
@@ -464,6 +474,29 @@ def test_the_children_of_an_index_on_storage_are_those_that_have_a_digest() -> N
 def test_what_is_on_storage_and_cannot_be_named_is_no_manifest(content: bytes) -> None:
     with pytest.raises(ManifestInvalid):
         stored_media_type(content)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        image(MediaType=OCI_INDEX),
+        image(MEDIATYPE="x"),
+        image(Manifests=[descriptor(1)]),
+        image(Subject=None),
+        image() | {"\u017fubject": descriptor(1)},
+        index(manifests=[descriptor(1, OCI_MANIFEST, Digest=str(DIGESTS[2]))]),
+        index(manifests=[descriptor(1, OCI_MANIFEST, platform={"OS": "linux", "architecture": "arm"})]),
+        image(config=descriptor(1, CONFIG, MediaType=EMPTY)),
+    ],
+)
+def test_a_field_in_another_case_is_refused(value: Json) -> None:
+    """We would not see it, and whoever reads the manifest by Go's rules would."""
+    with pytest.raises(ManifestInvalid, match="wanted"):
+        read(value)
+
+
+def test_names_that_are_nobodys_field_may_have_any_case() -> None:
+    assert read(image(annotations={"MediaType": "x", "Config": "y"}, Custom={"Digest": 1})).annotations
 
 
 # -- What holds for everything
@@ -506,3 +539,17 @@ def test_any_value_in_any_place_is_taken_or_refused(
         return
     assert manifest.media_type in MEDIA_TYPES
     json.dumps(manifest.descriptor(DIGESTS[0], 1).to_dict())
+    if "mediaType" in altered or not content_type:
+        assert seen(parse_stored(json.dumps(altered).encode())) == seen(manifest)
+
+
+def seen(manifest: Manifest) -> tuple[object, ...]:
+    """What pushes and reads have to agree on."""
+    return (
+        manifest.media_type,
+        manifest.subject and manifest.subject.digest,
+        [child.digest for child in manifest.children],
+        manifest.artifact_type,
+        manifest.config_media_type,
+        manifest.annotations or None,
+    )

@@ -50,6 +50,11 @@ class Parts:
         await self.manifests.put(NAME, reference or digest, content, OCI_INDEX, precondition=precondition)
         return digest
 
+    async def points_to(self, tag: Tag) -> Digest | None:
+        """What a tag says, as its writer named it."""
+        pointer = await self.tags.read(NAME, tag)
+        return pointer.digest if pointer is not None else None
+
     async def add_blob(self, content: bytes) -> Digest:
         digest = Digest.of(content)
         await self.uploads.push(NAME, digest, body(content))

@@ -159,6 +159,23 @@ async def test_the_report_asks_unless_it_has_just_asked(storage: Storage) -> Non
     assert storage.asked == 2
 
 
+async def test_a_report_does_not_wait_for_storage_that_hangs(storage: Storage) -> None:
+    """Who asks for one would take the whole node for one that hangs."""
+    clock = Clock()
+    node = health(storage, clock=clock)
+    node.check = replace(node.check, hurry=0.01)
+    assert (await node.report())["status"] == "ok"
+    clock.now, storage.hangs = 2.0, asyncio.Event()
+    for _ in range(2):
+        report = await node.report()
+        assert (report["status"], report["ready"], report["node"]) == ("failing", True, {"name": "one"})
+        assert (report["storage"]["status"], report["storage"]["error"]) == ("failing", "StorageTimeout")
+    assert storage.asked == 2, "it is asked once, however many want to know"
+    node.check = replace(node.check, hurry=10)
+    storage.hangs.set()
+    assert (await node.report())["status"] == "ok"
+
+
 async def test_who_asks_for_reports_does_not_make_a_node_unready(storage: Storage) -> None:
     clock = Clock()
     node = health(storage, 1, clock)

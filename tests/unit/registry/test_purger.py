@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,8 +21,9 @@ from cluster.registry.purger import Purger, Schedule
 from cluster.registry.uploads import UploadService
 from cluster.state.memory import MemoryStore
 from cluster.state.store import Turn
+from cluster.storage import disk as storage_disk
 from cluster.storage import layout
-from cluster.storage.driver import NotFound
+from cluster.storage.driver import NotFound, StorageFull
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.segments import SegmentUploads
 from cluster.storage.threads import Threads
@@ -237,6 +239,48 @@ async def test_a_node_whose_clock_is_ahead_purges_nothing_that_is_young(
     monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY)
     assert await Purger(disk.driver, disk.sessions, Catalog(disk.driver), Schedule(WEEK, DAY)).run() == 1
     assert (await disk.uploads.status(young)).offset == len(b"acknowledged")
+
+
+class FullDisk(storage_disk.Disk):
+    """The real disk with no free inode: nothing new can be made."""
+
+    full = False
+
+    def _make(self, path: str) -> None:
+        if self.full and not os.path.exists(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def create(self, path: str) -> int:
+        self._make(path)
+        return super().create(path)
+
+    def open_lock(self, path: str) -> int:
+        self._make(path)
+        return super().open_lock(path)
+
+    def mkdir(self, path: str) -> None:
+        self._make(path)
+        super().mkdir(path)
+
+
+async def test_storage_without_room_for_one_file_more_is_purged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, full = PromptThreads(4, 10), FullDisk()
+    driver = FilesystemDriver(str(tmp_path), threads, full)
+    sessions = SegmentUploads(str(tmp_path), driver, threads, full)
+    disk = Disk(tmp_path, driver, sessions, UploadService(sessions, BlobStore(driver, Catalog(driver))))
+    old, young = [await disk.begin(b"chunk") for _ in range(2)]
+    await disk.purger().run()
+    disk.age(layout.upload(NAME, old.uuid), 8)
+    full.full = True
+    with pytest.raises(StorageFull):
+        await disk.begin(b"chunk")
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY)  # the time is that of storage here, too
+    assert await Purger(driver, sessions, Catalog(driver), Schedule(WEEK, DAY)).run() == 1
+    assert disk.names() == {young.uuid}
+    threads.close()
 
 
 async def test_nodes_take_turns(parts: Parts) -> None:

@@ -101,9 +101,9 @@ def untag(precondition: Precondition | None = None) -> Operation:
 async def tagged(parts: Parts, tag: Tag = V1) -> bytes | None:
     """What the tag serves; a tag that serves nothing must not be there."""
     try:
-        return (await parts.manifests.get(NAME, tag)).content
+        return (await parts.manifests.open(NAME, tag)).content
     except ManifestUnknown:
-        assert await parts.tags.get(NAME, tag) is None, "the tag points to a manifest that is not there"
+        assert await parts.points_to(tag) is None, "the tag points to a manifest that is not there"
         return None
 
 
@@ -138,7 +138,7 @@ async def test_a_reader_sees_the_old_manifest_or_the_new_one() -> None:
         await parts.push(OLD, V1)
 
         async def read(parts: Parts) -> list[bytes | None]:
-            return [(await parts.manifests.get(NAME, V1)).content for _ in range(6)]
+            return [(await parts.manifests.open(NAME, V1)).content for _ in range(6)]
 
         _, seen = await race(parts.memory, (put(NEW), read), (steps, steps % 7))
         assert seen == sorted(seen, key=[OLD, NEW].index)

@@ -313,3 +313,28 @@ async def test_what_comes_within_one_tick_of_storages_clock_is_noticed(tmp_path:
     now = 3.0
     page, _ = await referrers.page(NAME, SUBJECT, None, "", 10)
     assert {json.loads(descriptor)["digest"] for descriptor in page} == set(pushed)
+
+
+class NoRoom(Exception):
+    pass
+
+
+async def test_a_page_tells_what_it_holds_while_it_grows_and_ends_where_there_is_no_room(parts: Parts) -> None:
+    for number in range(20):
+        await parts.push(referrer(f"{number}" + "x" * 300_000))
+    told: list[int] = []
+    page, _ = await parts.referrers.page(NAME, SUBJECT, None, "", 5, told.append)
+    assert told == sorted(told) and len(told) >= 3
+    assert told[0] < 700_000 and sum(map(len, page)) <= told[-1]
+
+    reads = 0
+
+    def refuse(size: int) -> None:
+        nonlocal reads
+        reads += 1
+        if size > 1_000_000:
+            raise NoRoom
+
+    with pytest.raises(NoRoom):
+        await parts.referrers.page(NAME, SUBJECT, None, "", 20, refuse)
+    assert reads < 6, "what there is no room for is not read"

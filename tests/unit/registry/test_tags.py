@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 import pytest
 
@@ -31,10 +33,10 @@ async def put(parts: Parts, tag: str, digest: Digest, precondition: Precondition
 
 
 async def test_a_tag_points_to_what_was_put_last(parts: Parts) -> None:
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     for digest in (ONE, TWO, ONE, ONE):
         await put(parts, "v1", digest)
-        assert await parts.tags.get(NAME, V1) == digest
+        assert await parts.points_to(V1) == digest
 
 
 async def test_a_tag_is_written_as_distribution_writes_it(parts: Parts) -> None:
@@ -51,9 +53,9 @@ async def test_a_tag_is_written_as_distribution_writes_it(parts: Parts) -> None:
 @pytest.mark.parametrize("link", [b"", b"sha256:", b"garbage", str(ONE).encode() + b"\n", b"\xff" * 71])
 async def test_a_broken_link_is_no_tag(parts: Parts, link: bytes) -> None:
     await parts.memory.write(layout.tag_link(NAME, V1), link)
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     await put(parts, "v1", ONE)
-    assert await parts.tags.get(NAME, V1) == ONE
+    assert await parts.points_to(V1) == ONE
 
 
 def matching(*digests: Digest | str) -> Precondition:
@@ -92,12 +94,12 @@ async def test_a_conditional_write_takes_place_only_where_it_may(
     write = put(parts, "v1", TWO, condition) if call == "put" else parts.tags.delete(NAME, V1, condition)
     if may:
         await write
-        assert await parts.tags.get(NAME, V1) == (TWO if call == "put" else None)
+        assert await parts.points_to(V1) == (TWO if call == "put" else None)
     else:
         with pytest.raises(PreconditionFailed) as refusal:
             await write
         assert refusal.value.detail["current"] == (current and str(current))
-        assert await parts.tags.get(NAME, V1) == current
+        assert await parts.points_to(V1) == current
 
 
 async def test_of_many_who_create_a_tag_one_succeeds(parts: Parts) -> None:
@@ -108,7 +110,7 @@ async def test_of_many_who_create_a_tag_one_succeeds(parts: Parts) -> None:
         return_exceptions=True,
     )
     winners = [digest for digest, outcome in zip(digests, outcomes, strict=True) if outcome is None]
-    assert [await parts.tags.get(NAME, V1)] == winners
+    assert [await parts.points_to(V1)] == winners
 
 
 async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
@@ -117,7 +119,7 @@ async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
 
     async def count(node: Parts, times: int) -> None:
         while times:
-            current = await node.tags.get(NAME, V1)
+            current = await node.points_to(V1)
             assert current is not None
             await asyncio.sleep(0)
             try:
@@ -127,7 +129,90 @@ async def test_a_counter_in_a_tag_loses_no_step(parts: Parts) -> None:
             times -= 1
 
     await asyncio.gather(*(count(Parts(parts.memory), 10) for _ in range(3)))
-    assert await parts.tags.get(NAME, V1) == steps[30]
+    assert await parts.points_to(V1) == steps[30]
+
+
+# Two names of one manifest
+
+WIDE = Pointer(Digest.of(b"one", "sha512"), ONE)
+
+
+class Recording(MemoryDriver):
+    """Keeps what was on storage after each change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[str, bytes]] = [{}]
+
+    async def write(self, path: str, content: bytes) -> None:
+        await super().write(path, content)
+        self.states.append(dict(self.files))
+
+    async def remove(self, path: str) -> None:
+        await super().remove(path)
+        self.states.append(dict(self.files))
+
+
+class Slow(MemoryDriver):
+    """Between two looks of its reader, storage goes on from one of these states to the next."""
+
+    def __init__(self, states: Sequence[dict[str, bytes]]) -> None:
+        super().__init__()
+        self._states = states
+        self.at = -1
+        """Which of the states was looked at last."""
+
+    async def read(self, path: str) -> bytes:
+        self.at = min(self.at + 1, len(self._states) - 1)
+        self.files = self._states[self.at]
+        return await super().read(path)
+
+
+async def test_a_reader_sees_what_the_tag_was_at_one_moment_by_whichever_name() -> None:
+    """Or somebody who reads later could see less: that is what makes a tag one register (promise P3)."""
+    driver, two, plain = Recording(), Pointer(TWO, TWO), Pointer(ONE, ONE)
+    store = TagStore(driver)
+    moments: list[dict[str, bytes]] = []
+    for manifest in (
+        two,
+        WIDE,
+        two,
+        plain,
+        WIDE,
+        plain,
+        two,
+        WIDE,
+        None,
+        WIDE,
+        None,
+        WIDE,
+        two,
+        None,
+        plain,
+        two,
+        WIDE,
+    ):
+        if manifest is None:
+            await store.delete(NAME, V1)
+        else:
+            await store.put(NAME, V1, manifest, nothing)
+    paths = [layout.tag_link(NAME, V1), layout.tag_name(NAME, V1, ONE)]
+    for state in driver.states:
+        told = {path: state[path] for path in paths if path in state}
+        if told not in moments[-1:]:
+            moments.append(told)
+    held = [await TagStore(Slow([moment])).read(NAME, V1) for moment in moments]
+    assert {None, two, plain, WIDE} == set(held) and len(moments) > 20
+    for times in combinations_with_replacement(range(len(moments)), 4):
+        reader = Slow([moments[time] for time in times])
+        seen = await TagStore(reader).read(NAME, V1)
+        assert seen in held[times[0] : times[reader.at] + 1], [moments[time] for time in times]
+
+
+async def test_a_name_by_sha512_gives_way_to_one_by_sha256_and_comes_back(parts: Parts) -> None:
+    for manifest in (WIDE, Pointer(ONE, ONE), WIDE, Pointer(TWO, TWO), Pointer(ONE, ONE)):
+        await parts.tags.put(NAME, V1, manifest, nothing)
+        assert await parts.tags.read(NAME, V1) == manifest
 
 
 # Deletes
@@ -138,7 +223,7 @@ async def test_a_deleted_tag_leaves_nothing_but_its_lock(parts: Parts) -> None:
     await put(parts, "v2", TWO)
     assert await parts.tags.delete(NAME, V1)
     assert not await parts.tags.delete(NAME, V1)
-    assert await parts.tags.get(NAME, V1) is None
+    assert await parts.points_to(V1) is None
     assert await parts.memory.names(layout.tags(NAME)) == ["v2"]
 
 
@@ -190,18 +275,18 @@ async def test_a_tag_that_somebody_holds_can_be_read_and_is_unavailable_to_write
     driver = Held()
     await driver.write(layout.tag_link(NAME, V1), str(ONE).encode())
     tags = TagStore(driver)
-    assert await tags.get(NAME, V1) == ONE
+    assert await tags.read(NAME, V1) == Pointer(ONE, ONE)
     for write in (tags.put(NAME, V1, Pointer(TWO, TWO), nothing), tags.delete(NAME, V1)):
         with pytest.raises(Unavailable) as refusal:
             await write
         assert int(refusal.value.headers["Retry-After"]) > 0
-    assert await tags.get(NAME, V1) == ONE
+    assert await tags.read(NAME, V1) == Pointer(ONE, ONE)
 
 
 async def test_a_writer_that_holds_one_tag_does_not_hinder_another(parts: Parts) -> None:
     async with parts.driver.lock(layout.tag_lock(NAME, V1), 1):
         await put(parts, "v2", ONE)
-    assert await parts.tags.get(NAME, Tag("v2")) == ONE
+    assert await parts.points_to(Tag("v2")) == ONE
 
 
 # Lists

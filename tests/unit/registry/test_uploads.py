@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster.errors import BlobUnknown, DigestInvalid, RangeInvalid, SizeInvalid, UploadUnknown
+from cluster.errors import BlobUnknown, DigestInvalid, RangeInvalid, SizeInvalid, StorageError, UploadUnknown
 from cluster.oci.digest import Digest, new_hasher
 from cluster.oci.upload import UploadState
 from cluster.registry.uploads import Body, UploadService
 from cluster.state.store import UploadHint
 from cluster.storage import layout
-from cluster.storage.driver import NotFound, StorageFull
+from cluster.storage.driver import NotFound, StorageFull, StorageTimeout
+from cluster.storage.memory import MemoryDriver, MemoryUploads
 from tests.unit.registry.parts import NAME, Parts, body
 
 pytestmark = pytest.mark.anyio
@@ -334,6 +335,75 @@ async def test_a_push_in_one_request_with_a_wrong_digest_leaves_nothing(parts: P
     with pytest.raises(DigestInvalid):
         await parts.uploads.push(NAME, Digest.of(b"something else"), body(CONTENT))
     assert await parts.memory.names(layout.uploads(NAME)) == []
+
+
+# Storage that fails
+
+
+class Failing(MemoryUploads):
+    """Sessions of which one call fails, as on a disk with errors."""
+
+    def __init__(self, memory: MemoryDriver, call: str, error: StorageError) -> None:
+        super().__init__(memory)
+        self._call = call
+        self._error = error
+        self.removals = 0
+
+    def _fail(self, call: str) -> None:
+        if call == self._call:
+            raise self._error
+
+    async def commit(self, path: str, size: int, target: str, digest: Digest | None = None) -> None:
+        self._fail("commit")
+        await super().commit(path, size, target, digest)
+
+    async def remove(self, path: str) -> None:
+        self.removals += 1
+        self._fail("remove")
+        await super().remove(path)
+
+
+def failing(parts: Parts, call: str, error: StorageError) -> Failing:
+    parts.sessions = sessions = Failing(parts.memory, call, error)
+    parts.uploads = UploadService(sessions, parts.blobs)
+    return sessions
+
+
+@pytest.mark.parametrize("error", [StorageError("EIO"), StorageTimeout("hangs")])
+async def test_a_commit_that_has_taken_place_is_acknowledged_although_its_session_stays(
+    parts: Parts, error: StorageError, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(parts, "remove", error)
+    state = await begin(parts, CONTENT)
+    blob = await parts.uploads.finish(state, DIGEST, body())
+    assert await parts.bytes_of(blob) == CONTENT
+    assert await parts.uploads.push(NAME, Digest.of(b"other"), body(b"other"))
+    assert all("its session stays" in line for line in caplog.messages) and len(caplog.messages) == 2
+
+
+async def test_a_wrong_digest_is_told_although_the_session_stays(parts: Parts) -> None:
+    failing(parts, "remove", StorageError("EIO"))
+    state = await begin(parts, CONTENT)
+    for push in (
+        parts.uploads.finish(state, Digest.of(b"other"), body()),
+        parts.uploads.push(NAME, Digest.of(b"other"), body(CONTENT)),
+    ):
+        with pytest.raises(DigestInvalid):
+            await push
+
+
+async def test_a_push_in_one_request_that_storage_fails_leaves_no_session(parts: Parts) -> None:
+    failing(parts, "commit", StorageFull("no space left"))
+    with pytest.raises(StorageFull):
+        await parts.uploads.push(NAME, DIGEST, body(CONTENT))
+    assert await parts.memory.names(layout.uploads(NAME)) == []
+
+
+async def test_storage_that_hangs_is_not_waited_for_twice(parts: Parts) -> None:
+    sessions = failing(parts, "commit", StorageTimeout("hangs"))
+    with pytest.raises(StorageTimeout):
+        await parts.uploads.push(NAME, DIGEST, body(CONTENT))
+    assert sessions.removals == 0
 
 
 # Answers that were lost (U7)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import config
+from cluster.config_rules import REDIS_WITHOUT_EFFECT
 from cluster.errors import ConfigError
-from cluster.settings import Redis
+from cluster.settings import Redis, Section
 from cluster.state.build import build_state, servers
 from cluster.state.redis import Login, Servers, Tls
 from tests.support.redis import Certificates
@@ -63,6 +66,46 @@ def test_the_spelling_of_v2_8(tmp_path: Path) -> None:
     assert found.addresses == (("redis", 6379),)
     assert (found.login, found.db, found.connections) == (Login(None, "one"), 1, 8)
     assert found.dial_timeout == 0.5, "what is asked in the background has the time that TLS needs"
+
+
+class Read:
+    """A section that notes which of its settings somebody reads."""
+
+    def __init__(self, section: Section, names: set[str], path: str = "") -> None:
+        self._section, self._names, self._path = section, names, path
+
+    def __getattr__(self, name: str) -> Any:
+        value, path = getattr(self._section, name), f"{self._path}{name}"
+        if isinstance(value, Section):
+            return Read(value, self._names, f"{path}.")
+        self._names.add(path)
+        return value
+
+
+def names(model: type[Section], path: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from names(inner, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def test_every_setting_is_read_or_warned_of() -> None:
+    read: set[str] = set()
+    section: Any = Read(Redis(addrs=["redis:6379"], readtimeout="1s"), read)
+    servers(section)
+    everything = set(names(Redis)) - {"addr"}  # which is another name of addrs
+    assert read | set(REDIS_WITHOUT_EFFECT) == everything
+    assert read & set(REDIS_WITHOUT_EFFECT) == set()
+
+
+@pytest.mark.parametrize(
+    "text", ["maxretries: -1", "protocol: 3", "routerandomly: true", "identitysuffix: x", "pool: {maxidle: 16}"]
+)
+def test_a_setting_without_effect_is_a_warning(text: str) -> None:
+    (line,) = config.parse(f"version: 0.1\nstorage: inmemory\nredis: {{addrs: ['h:1'], {text}}}", {}).warnings
+    assert line.startswith("redis.") and "without effect" in line
 
 
 def test_a_worker_has_few_connections_whatever_the_pool_size() -> None:

@@ -67,7 +67,6 @@ async def every_call(state: SharedState) -> list[object]:
     """The outcome of each method once."""
     return [
         await state.remember(NAME, DIGEST, DESCRIPTOR),
-        await state.recall(NAME, DIGEST),
         await state.forget(NAME, [DIGEST]),
         await state.save_hint("upload", HINT),
         await state.load_hint("upload"),
@@ -81,7 +80,7 @@ async def every_call(state: SharedState) -> list[object]:
     ]
 
 
-NOTHING = [None, None, None, None, None, None, None, [], None, None, None, 0]
+NOTHING = [None, None, None, None, None, None, [], None, None, None, 0]
 
 
 async def test_what_one_node_saved_another_one_loads() -> None:
@@ -94,12 +93,12 @@ async def test_what_one_node_saved_another_one_loads() -> None:
         await one.count_failure("this", 60)
         await one.forget(RepositoryName("other"), [DIGEST])  # waits for its turn, behind the others
         assert await other.load_hint("upload") == HINT
-        assert await other.recall(NAME, DIGEST) == DESCRIPTOR
+        assert weather.contents.descriptor(NAME, DIGEST) == DESCRIPTOR
         assert await other.nodes() == [NODE]
         assert await other.last_turn("purger") == TURN
         assert await other.failures("this") == 1
         await one.forget(NAME, [DIGEST])
-        assert await other.recall(NAME, DIGEST) is None
+        assert weather.contents.descriptor(NAME, DIGEST) is None
 
 
 async def test_without_a_redis_section_nothing_is_known_and_there_is_nothing_to_run() -> None:
@@ -163,9 +162,9 @@ async def test_a_delete_during_an_outage_reaches_the_server_afterwards() -> None
         await state.remember(NAME, Digest.of(b"other"), DESCRIPTOR)
         weather.wake()
         async with asyncio.timeout(5):
-            while await weather.contents.recall(NAME, DIGEST) is not None:  # noqa: ASYNC110 - sent in the background
+            while weather.contents.descriptor(NAME, DIGEST) is not None:  # noqa: ASYNC110 - sent in the background
                 await asyncio.sleep(0.01)
-        assert await weather.contents.recall(NAME, Digest.of(b"other")) is None, "a hint of the outage is dropped"
+        assert weather.contents.descriptor(NAME, Digest.of(b"other")) is None, "a hint of the outage is dropped"
 
 
 @pytest.mark.parametrize("error", [None, StorageError("it does not answer")])
@@ -182,7 +181,7 @@ async def test_what_was_deleted_before_it_was_remembered_is_forgotten(error: Exc
         return await blobs.links.find(NAME, DIGEST) is not None
 
     async def knows() -> bool:
-        return await weather.contents.recall(NAME, DIGEST) is not None
+        return weather.contents.descriptor(NAME, DIGEST) is not None
 
     async with running(weather) as state:
         telling = BlobStore(driver, Catalog(driver), state)
@@ -203,7 +202,7 @@ async def test_a_delete_that_a_fail_over_lost_is_sent_again() -> None:
         weather.contents.flush()  # the older copy: without our last writes, and with what was deleted
         await weather.contents.remember(NAME, DIGEST, DESCRIPTOR)
         async with asyncio.timeout(5):
-            while await weather.contents.recall(NAME, DIGEST) is not None:  # noqa: ASYNC110 - sent in the background
+            while weather.contents.descriptor(NAME, DIGEST) is not None:  # noqa: ASYNC110 - sent in the background
                 await asyncio.sleep(0.01)
 
 

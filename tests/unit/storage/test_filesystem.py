@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StorageError
+from cluster.oci.digest import Digest
+from cluster.oci.reference import RepositoryName, Tag
 from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
@@ -90,16 +92,103 @@ def test_a_root_that_is_gone_is_not_made(tmp_path: Path) -> None:
         directories.ensure(str(tmp_path / "gone" / "repositories" / "a"))
 
 
-@pytest.mark.parametrize("permanent", [True, False])
-def test_only_what_no_registry_removes_is_called_permanent(permanent: bool) -> None:
-    stays = [
-        "blobs/sha256/ab",
-        "repositories/a/b",
-        "repositories/a/_uploads",
-        "repositories/a/_manifests/revisions",
-    ]
-    goes = ["blobs/sha256/ab/" + "ab" * 32, "repositories/a/_uploads/0b1c", "repositories/a/_manifests/tags/v1"]
-    assert all(layout.is_permanent(path) == permanent for path in (stays if permanent else goes))
+def test_no_more_directories_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
+    recorded = Recorded()
+    directories = Directories(str(tmp_path), recorded.disk, most=10)
+    first = f"{tmp_path}/repositories/0/_uploads"
+    for number in range(4):
+        directories.ensure(f"{tmp_path}/repositories/{number}/_uploads")
+    recorded.calls.clear()
+    directories.ensure(first)
+    assert recorded.asked("mkdir") == []
+    for number in range(4, 10):
+        directories.ensure(f"{tmp_path}/repositories/{number}/_uploads")
+    recorded.calls.clear()
+    directories.ensure(first)
+    assert first in recorded.asked("mkdir")
+
+
+ODD = "tags/tmp/repositories/blobs/revisions/sha256"  # a repository may have any of these names
+PERMANENT = [
+    "_cluster",
+    "_cluster/tmp",
+    "_cluster/locks",
+    "_cluster/nodes",
+    "blobs",
+    "blobs/sha256",
+    "blobs/sha256/ab",
+    "repositories",
+    "repositories/a",
+    f"repositories/{ODD}",
+    *(f"repositories/{name}/{directory}" for name in ("a", "a/b", ODD) for directory in (
+        "_uploads",
+        "_referrers",
+        "_layers",
+        "_layers/sha256",
+        "_manifests",
+        "_manifests/_locks",
+        "_manifests/_names",
+        "_manifests/tags",
+        "_manifests/revisions",
+        "_manifests/revisions/sha512",
+    )),
+]  # fmt: skip
+TAGS = [
+    "v1",
+    "tmp",
+    "tags",
+    "repositories",
+    "blobs",
+    "revisions",
+    "locks",
+    "_locks",
+    "_uploads",
+    "_manifests",
+    "sha256",
+]
+GOES = [
+    "blobs/sha256/ab/" + "ab" * 32,
+    "repositories/a/_manifests/_names/tags",
+    "repositories/a/_uploads/0b1c",
+    "repositories/a/_uploads/0b1c/_seg",
+    "repositories/a/_layers/sha256/" + "ab" * 32,
+    "repositories/a/_manifests/revisions/sha256/" + "ab" * 32,
+    "tmp",
+    "tags",
+    *(f"repositories/{name}/_manifests/tags/{tag}{below}" for name in ("a", ODD) for tag in TAGS for below in (
+        "",
+        "/current",
+        "/index",
+        "/index/sha256",
+        "/index/sha256/" + "ab" * 32,
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PERMANENT)
+def test_what_no_registry_removes_is_permanent(path: str) -> None:
+    assert layout.is_permanent(path)
+
+
+@pytest.mark.parametrize("path", GOES)
+def test_what_a_registry_removes_is_not_permanent(path: str) -> None:
+    assert not layout.is_permanent(path)
+
+
+@pytest.mark.parametrize("tag", ["v1", "tmp", "tags", "repositories"])
+async def test_a_tag_that_another_node_made_again_is_made_durable(
+    tmp_path: Path, threads: Threads, tag: str
+) -> None:
+    """It may have died before it had synced the directory that it made."""
+    recorded = Recorded()
+    driver = FilesystemDriver(str(tmp_path), threads, recorded.disk)
+    link = layout.tag_link(RepositoryName("a"), Tag(tag))
+    await driver.write(link, b"one")
+    await driver.remove(layout.tag(RepositoryName("a"), Tag(tag)))
+    (tmp_path / link).parent.mkdir(parents=True)
+    recorded.calls.clear()
+    await driver.write(link, b"two")
+    assert str(tmp_path / layout.tags(RepositoryName("a"))) in recorded.asked("sync_path")
 
 
 class Stubborn(Disk):
@@ -145,6 +234,20 @@ async def test_a_write_is_synced_before_it_has_its_name_and_the_name_before_it_r
     last_rename = len(order) - 1 - order[::-1].index("rename")
     assert "sync" in order[:last_rename]
     assert recorded.calls[-1] == ("sync_path", str((tmp_path / LINK).parent))
+
+
+async def test_what_never_changes_is_read_only_and_what_does_is_not(tmp_path: Path, threads: Threads) -> None:
+    """Rule B1. Distribution, which may be another user, reads both and looks for the first before it writes it."""
+    driver = FilesystemDriver(str(tmp_path), threads)
+    data = layout.blob(Digest.of(b"manifest"))
+    for path, content in ((data, b"manifest"), (LINK, b"one"), (LINK, b"two")):
+        await driver.write(path, content)
+    assert (tmp_path / data).stat().st_mode & 0o777 == 0o444
+    assert (tmp_path / LINK).stat().st_mode & 0o200
+    (tmp_path / data).chmod(0o644)
+    (tmp_path / data).write_bytes(b"torn")
+    await driver.write(data, b"manifest")
+    assert (tmp_path / data).read_bytes() == b"manifest"
 
 
 async def test_an_equal_write_makes_durable_what_is_there_and_writes_nothing(
@@ -237,6 +340,63 @@ async def test_nothing_is_closed_on_the_event_loop(tmp_path: Path, threads: Thre
     async with asyncio.timeout(60):
         await all_closed.wait()
     assert threading.current_thread() not in closing
+
+
+async def test_a_blob_is_read_through_the_disk(tmp_path: Path, threads: Threads) -> None:
+    """So that a disk of a test can hang or fail in the middle of one."""
+    (tmp_path / "blob").write_bytes(b"content")
+    recorded = Recorded()
+    reader = await FilesystemDriver(str(tmp_path), threads, recorded.disk, chunk=4).open("blob")
+    assert [piece async for piece in reader.chunks(1, 7)] == [b"onte", b"nt"]
+    reader.close()
+    assert [call for call, _ in recorded.calls][:4] == ["open", "size", "read_at", "read_at"]
+
+
+class Failing(Disk):
+    """Opens files, and cannot say or give what is in them."""
+
+    def __init__(self, call: str) -> None:
+        self._call = call
+        self.open_files = 0
+
+    def open(self, path: str) -> int:
+        self.open_files += 1
+        return super().open(path)
+
+    def close(self, fd: int) -> None:
+        self.open_files -= 1
+        super().close(fd)
+
+    def size(self, fd: int) -> int:
+        self._fail("size")
+        return super().size(fd)
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        self._fail("read_at")
+        return super().read_at(fd, size, offset)
+
+    def _fail(self, call: str) -> None:
+        if call == self._call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("call", ["size", "read_at"])
+async def test_a_blob_that_cannot_be_read_is_an_error_and_leaves_no_file_open(
+    tmp_path: Path, threads: Threads, call: str
+) -> None:
+    (tmp_path / "blob").write_bytes(b"content")
+    disk = Failing(call)
+    driver = FilesystemDriver(str(tmp_path), threads, disk)
+    with pytest.raises(StorageError) as refusal:
+        reader = await driver.open("blob")
+        try:
+            [piece async for piece in reader.chunks(0, 7)]
+        finally:
+            reader.close()
+    assert not isinstance(refusal.value, NotFound)
+    async with asyncio.timeout(60):
+        while disk.open_files:  # noqa: ASYNC110 - closed in a thread
+            await asyncio.sleep(0.01)
 
 
 async def test_the_twin_has_room_for_a_probe(threads: Threads) -> None:

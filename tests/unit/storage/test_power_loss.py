@@ -71,7 +71,7 @@ class Machine:
 
     async def manifest(self, reference: Reference) -> bytes | None:
         try:
-            return (await self.manifests.get(NAME, reference)).content
+            return (await self.manifests.open(NAME, reference)).content
         except ManifestUnknown:
             return None
 
