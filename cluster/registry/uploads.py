@@ -22,7 +22,7 @@ from cluster.registry.links import Content
 from cluster.registry.states import DigestStates, Hashers
 from cluster.state.store import UploadHints
 from cluster.storage import layout
-from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, StorageTimeout, Uploads
+from cluster.storage.driver import Changed, NotFound, OffsetTaken, SegmentWriter, StorageTimeout, Uploads
 
 _BATCH = 64 * 1024  # bytes to gather, from clients that send little at a time, before they are stored
 _log = logging.getLogger(__name__)
@@ -144,7 +144,13 @@ class UploadService:
                 size = await self._extent(state)
                 if isinstance(refusal, SizeInvalid) or not await states.tell(size, digest):
                     raise
-        return await self._publish(state, Content(digest, await states.prove(size, digest, hashers), size))
+        content = Content(digest, await states.prove(size, digest, hashers), size)
+        try:
+            return await self._publish(state, content)
+        except Changed as error:
+            # What was hashed is not there any more, and what the states say of it is of no use: the bytes tell.
+            _log.warning("upload %s: %s", state.uuid, error)
+            return await self._publish(state, Content(digest, await states.prove_anew(size, digest), size))
 
     async def _publish(self, state: UploadState, content: Content) -> Content:
         try:

@@ -146,7 +146,9 @@ class ForgetfulDisk(Disk):
 
     def size(self, fd: int) -> int:
         self._look()
-        return super().size(fd)
+        file = self._open[fd]
+        assert isinstance(file, _File)
+        return len(file.content)
 
     def read_at(self, fd: int, size: int, offset: int) -> bytes:
         self._look()
