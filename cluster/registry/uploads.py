@@ -200,9 +200,13 @@ class UploadService:
             writer = await self._uploads.append(_path(state), state.offset, observe)
         except NotFound:
             raise unknown(state) from None
+        kept = True
         try:
             short = await _pump(body, writer) or differs(body.content_range, writer.size)
-            await writer.seal()
+            if short is None:
+                await writer.seal()
+            else:
+                kept = await writer.leave()
         except OffsetTaken:
             raise wrong_offset(await self._extent(state), "another request has stored this chunk") from None
         except NotFound:
@@ -211,7 +215,8 @@ class UploadService:
             await writer.discard()
         end = state.offset + writer.size
         if short is not None:  # what came is kept for a resume, and not acknowledged (U8)
-            await states.save(end, hashers)
+            if kept:
+                await states.save(end, hashers)
             raise SizeInvalid(short)
         return end, hashers
 

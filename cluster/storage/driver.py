@@ -132,6 +132,12 @@ class SegmentWriter(Protocol):
         OffsetTaken when another writer was first; NotFound when the session is gone. Then nothing has changed.
         """
 
+    async def leave(self) -> bool:
+        """As `seal`, for what came of a body that broke off: it gives way to another writer of this offset.
+
+        False: there is one that lives, and nothing is published; what came may be taken over where it does not.
+        """
+
     async def discard(self) -> None:
         """Give it up. After `seal`, or twice: does nothing."""
 

@@ -82,15 +82,24 @@ class _Writer:
             self._threads.leave(partial(self._disk.close, self._fd))
 
     async def seal(self) -> None:
+        await self._end(gives_way=False)
+
+    async def leave(self) -> bool:
+        return await self._end(gives_way=True)
+
+    async def _end(self, *, gives_way: bool) -> bool:
         self._sealing = True
         with self._tenure:
-            sealing = self._threads.begin(self._seal)
+            sealing = self._threads.begin(self._seal, gives_way)
         # It takes place although its caller gives up while no thread is free: only it lets go of the lock.
-        await asyncio.shield(sealing)
+        return await asyncio.shield(sealing)
 
-    def _seal(self) -> None:
+    def _seal(self, gives_way: bool) -> bool:
+        """Whether it was published, and not left to whoever writes at the same offset."""
         disk = self._disk
+        left = False
         try:
+            left = gives_way and self._sessions.has_rival(self._session, self._path, self._offset)
             try:
                 if self.size:
                     disk.sync(self._fd)
@@ -99,10 +108,12 @@ class _Writer:
                 # Closed before it is published: from then on no descriptor for writing is left anywhere (U2).
                 self._open = False
                 disk.close(self._fd)
-            if self.size:
+            if self.size and not left:
                 self._sessions.publish(self._session, self._path, self._offset)
         finally:
-            self._sessions.drop(self._path)
+            if not left:
+                self._sessions.drop(self._path)
+        return not left
 
     async def discard(self) -> None:
         if not self._sealing:

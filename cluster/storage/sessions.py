@@ -134,6 +134,23 @@ class Sessions:
         except FileNotFoundError:  # published, adopted or given up since the chain was looked at
             return True
 
+    def has_rival(self, session: str, path: str, offset: int) -> bool:
+        """Whether somebody who lives writes at the same offset as the writer of this private file."""
+        begins, own = f"{offset:020d}.", os.path.basename(path)
+        try:
+            names = self._disk.names(f"{session}/_seg")
+        except FileNotFoundError:
+            return False
+        return any(
+            self._lives(f"{session}/_seg/{name}") for name in names if name.startswith(begins) and name != own
+        )
+
+    def _lives(self, path: str) -> bool:
+        try:
+            return not self._is_abandoned(path)
+        except FileNotFoundError:
+            return False
+
     def extent(self, session: str) -> int:
         """The end of the chain, after adopting what dead writers left there (U4)."""
         chain = self.chain(session)

@@ -22,14 +22,14 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import DigestInvalid, RangeInvalid, RegistryError, UploadUnknown
+from cluster.errors import DigestInvalid, RangeInvalid, RegistryError, SizeInvalid, UploadUnknown
 from cluster.oci.digest import Digest
 from cluster.oci.ranges import format_chunk_range
 from cluster.oci.reference import RepositoryName
 from cluster.oci.upload import UploadState
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
-from cluster.registry.uploads import Body, UploadService
+from cluster.registry.uploads import Body, BodyEnded, UploadService
 from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
@@ -96,6 +96,22 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """A chunk whose connection breaks off behind these bytes."""
+
+    offset: int
+    data: bytes
+    refusals: tuple[type[RegistryError], ...] = (SizeInvalid,)
+
+    async def __call__(self, node: Node) -> Any:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield self.data
+            raise BodyEnded("the connection broke")
+
+        return await node.service.append(at(self.offset), Body(pieces()))
+
+
+@dataclass(frozen=True)
 class Finish:
     """The token is that of the client's own last answer; `last` is the body of the PUT."""
 
@@ -132,7 +148,7 @@ class Purge:
         return await node.segments.purge(SESSION, FAR)
 
 
-Action = Patch | Finish | Cancel | Status | Purge
+Action = Patch | Broken | Finish | Cancel | Status | Purge
 A, B, C = b"aaaa", b"bbbbbb", b"cc"
 GONE = (UploadUnknown,)
 MOVED = (RangeInvalid,)
@@ -269,6 +285,16 @@ async def _judge_commit(node: Node, finish: Finish) -> None:
 CASES = {
     "two chunks for one offset": Case((A,), (Patch(4, B, MOVED), Patch(4, C, MOVED))),
     "the same chunk twice": Case((), (Patch(0, A, MOVED), Patch(0, A, MOVED))),
+    "a chunk that breaks off and the whole one": Case(
+        (A,), (Broken(4, B[:2], (SizeInvalid, *MOVED)), Patch(4, B, MOVED))
+    ),
+    "a chunk that breaks off and a commit of all": Case(
+        (A,), (Broken(4, B[:2], (SizeInvalid, *MOVED, *GONE)), Finish(4, A + B, B, (RangeInvalid, DigestInvalid)))
+    ),
+    "a chunk that breaks off and a status": Case((A,), (Broken(4, B, (SizeInvalid, *MOVED)), Status())),
+    "two chunks that break off": Case(
+        (A,), (Broken(4, B, (SizeInvalid, *MOVED)), Broken(4, C, (SizeInvalid, *MOVED)))
+    ),
     "a chunk and a status": Case((A,), (Patch(4, B, MOVED), Status())),
     "a chunk and a cancel": Case((A,), (Patch(4, B, GONE), Cancel()), math.inf),
     "a chunk and a purge": Case((A,), (Patch(4, B, GONE), Purge())),
@@ -387,6 +413,12 @@ CROWDS = {
     "two writers and a purge": Case((A,), (Patch(4, B, ANY), Patch(4, C, ANY), Purge())),
     "a writer, a resumer and a commit": Case((), (Patch(0, A, ANY), Patch(4, B, ANY), Finish(4, A + B, B, ANY))),
     "a writer, a status and a commit": Case((A,), (Patch(4, B, ANY), Status(ANY), Finish(10, A + B, b"", ANY))),
+    "one that breaks off, a writer and a status": Case(
+        (A,), (Broken(4, B[:2], (*ANY, SizeInvalid)), Patch(4, B, ANY), Status(ANY))
+    ),
+    "one that breaks off, a writer and a commit": Case(
+        (A,), (Broken(4, B[:2], (*ANY, SizeInvalid)), Patch(4, B, ANY), Finish(4, A + B, B, ANY))
+    ),
     "two commits and a cancel": Case(
         (A, B), (Finish(10, A + B, b"", ANY), Finish(10, A + B, b"", ANY), Cancel(ANY))
     ),

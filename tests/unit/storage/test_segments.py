@@ -174,6 +174,19 @@ async def test_leftovers_that_begin_one_behind_the_other_are_all_taken_over(
     assert await content(uploads) == b"aaabbc"
 
 
+async def test_what_broke_off_is_taken_over_once_the_writer_to_which_it_gave_way_has_died(
+    tmp_path: Path, uploads: SegmentUploads
+) -> None:
+    await uploads.create(SESSION, STARTED)
+    with writer_process(tmp_path, 0, 3):
+        broken = await uploads.append(SESSION, 0, lambda _: None)
+        await broken.write([b"what came"])
+        assert not await broken.leave()
+        await broken.discard()
+    assert await content(uploads) == b"what came"
+    assert private_files(tmp_path) != []  # the shorter one is the purger's
+
+
 async def test_a_leftover_is_copied_because_its_writer_might_wake(tmp_path: Path, uploads: SegmentUploads) -> None:
     """On NFS a stopped writer can lose its lock, and its file must not become part of a blob."""
     await uploads.create(SESSION, STARTED)
