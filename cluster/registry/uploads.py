@@ -106,7 +106,7 @@ class UploadService:
             if isinstance(refusal, DigestInvalid):
                 await self._tidy(state)
             try:
-                return await self._blobs.stat(RepositoryName(state.name), digest)
+                return await self._blobs.confirm(RepositoryName(state.name), digest)
             except BlobUnknown:
                 raise refusal from None
 

@@ -75,6 +75,12 @@ class Driver(Protocol):
         A file with the same content is left as it is, but made durable: who wrote it may have died before that.
         """
 
+    async def settle(self, path: str) -> None:
+        """Make a file durable that is there: who wrote it may have died before that. NotFound.
+
+        Costs next to nothing where that is known, and what is older than a minute is taken to be durable.
+        """
+
     async def size(self, path: str) -> int:
         """Bytes of a file. NotFound."""
 

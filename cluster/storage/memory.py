@@ -65,6 +65,9 @@ class MemoryDriver:
             self._changed(path)
         self.files[path] = bytes(content)
 
+    async def settle(self, path: str) -> None:
+        await self.read(path)
+
     async def size(self, path: str) -> int:
         return len(await self.read(path))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ import pytest
 
 from cluster.errors import BlobUnknown, DigestInvalid, ManifestUnknown, RegistryError, StorageError, UploadUnknown
 from cluster.oci.digest import Digest
-from cluster.oci.manifest import OCI_INDEX
+from cluster.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from cluster.oci.reference import Reference, RepositoryName, Tag
 from cluster.oci.upload import UploadState
 from cluster.registry.blobs import BlobStore
@@ -364,3 +365,75 @@ def test_a_disk_that_only_pretends_to_sync_is_found_out(scenario: Scenario, lie:
             scenario.cut_everywhere(frozenset({lie}))
     else:
         scenario.cut_everywhere(frozenset({lie}))
+
+
+# What stands on something that somebody else left half done
+
+
+def image(config: Digest) -> bytes:
+    descriptor = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": str(config), "size": 2}
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor, "layers": []}).encode()
+
+
+async def push_blob(machine: Machine, content: bytes, uuid: str) -> None:
+    machine.next_id = uuid
+    await machine.uploads.finish(await machine.begin(), Digest.of(content), body(content))
+
+
+def left_behind(steps: int) -> ForgetfulDisk | None:
+    """The disk of a node that died after so many steps of pushing a blob; None: it was done before."""
+    disk = ForgetfulDisk()
+    run(disk, lambda machine: push_blob(machine, b"another blob", ANOTHER))
+    disk.steps_left = steps
+    try:
+        run(disk, lambda machine: push_blob(machine, b"{}", UUID))
+    except PowerLoss:
+        disk.survive()
+        return disk
+    return None
+
+
+def test_a_manifest_does_not_lose_a_blob_whose_writer_died_before_it_was_durable() -> None:
+    config, seen = Digest.of(b"{}"), 0
+    for steps in itertools.count():
+        disk = left_behind(steps)
+        if disk is None:
+            break
+        pushed: list[bytes] = []
+
+        async def push(machine: Machine, pushed: list[bytes] = pushed) -> None:
+            if await machine.blob(config) is not None:
+                await machine.manifests.put(NAME, TAG, image(config), OCI_MANIFEST)
+                pushed.append(image(config))
+
+        async def check(machine: Machine) -> None:
+            assert (await machine.manifest(TAG), await machine.blob(config)) == (image(config), b"{}")
+
+        run(disk, push)
+        if pushed:
+            seen += 1
+            run(disk.crash(), check)
+    assert seen > 1
+
+
+def test_a_repeated_commit_does_not_promise_what_is_not_durable() -> None:
+    seen = 0
+    for steps in itertools.count():
+        disk = left_behind(steps)
+        if disk is None:
+            break
+        acknowledged: list[object] = []
+
+        async def commit(machine: Machine, acknowledged: list[object] = acknowledged) -> None:
+            with contextlib.suppress(UploadUnknown, DigestInvalid):  # as when the session is gone
+                state = UploadState(NAME, ANOTHER, 0, "")
+                acknowledged.append(await machine.uploads.finish(state, Digest.of(b"{}"), body()))
+
+        async def check(machine: Machine) -> None:
+            assert await machine.blob(Digest.of(b"{}")) == b"{}"
+
+        run(disk, commit)
+        if acknowledged:
+            seen += 1
+            run(disk.crash(), check)
+    assert seen > 1
