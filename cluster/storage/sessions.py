@@ -26,10 +26,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage import layout
+from cluster.storage.chains import Chains, Segment
 from cluster.storage.disk import Disk
 from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
@@ -42,15 +42,6 @@ PATIENCE = (
     30.0  # seconds to wait for somebody who is at work in the session: copying takes as long as its bytes take
 )
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
-
-
-class Segment(NamedTuple):
-    """A run of bytes of a session, in a file that never changes (`data` excepted)."""
-
-    path: str
-    start: int
-    size: int
-    sealed: bool
 
 
 @dataclass(slots=True)
@@ -70,11 +61,13 @@ class Sessions:
         self._driver = driver
         self._disk = disk
         self._patience = patience
+        self.chains = Chains()
 
     def create(self, session: str, started_at: bytes) -> None:
         """Begin one."""
         # Not synced: a session holds nothing that was promised before its first segment is published.
         parent = os.path.dirname(session)
+        self.chains.forget(session)
         self._driver.directories.ensure(parent)
         try:
             self._disk.mkdir(session)
@@ -97,14 +90,8 @@ class Sessions:
             names = []
         published = {int(name) for name in names if _PUBLISHED.fullmatch(name)}
         segments = list(self._base(session, published))
+        segments += self._sealed(session, sum(segment.size for segment in segments), published)
         end = sum(segment.size for segment in segments)
-        while end in published:
-            path = f"{session}/_seg/{end:020d}"
-            size = self._disk.status(path).size
-            if not size:  # storage has lost what it said was synced
-                break
-            segments.append(Segment(path, end, size, True))
-            end += size
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
         # Last: a session that ends meanwhile must not look like an empty one.
@@ -120,6 +107,24 @@ class Sessions:
         size = min(size, min(published, default=size))
         if size:
             yield Segment(layout.upload_data(session), 0, size, False)
+
+    def _sealed(self, session: str, begin: int, published: set[int]) -> list[Segment]:
+        """The published segments from `begin` on, without a gap. Only those are looked at that are new here."""
+        known = self.chains.find(session)
+        if known and (known[0].start != begin or known[-1].start not in published):
+            known = []
+        segments = list(known)
+        end = known[-1].start + known[-1].size if known else begin
+        while end in published:
+            path = f"{session}/_seg/{end:020d}"
+            size = self._disk.status(path).size
+            if not size:  # storage has lost what it said was synced
+                break
+            segments.append(Segment(path, end, size, True))
+            end += size
+        if len(segments) > len(known):
+            self.chains.note(session, segments)
+        return segments
 
     def _size(self, path: str) -> int:
         try:
@@ -456,6 +461,7 @@ class Sessions:
     def _set_aside(self, session: str) -> str:
         """One rename ends the session for everybody: who publishes later finds no directory (U9)."""
         gone = layout.set_aside(session, secrets.token_hex(8))
+        self.chains.forget(session)
         self._disk.rename(session, gone)
         self._disk.sync_path(os.path.dirname(session))
         return gone

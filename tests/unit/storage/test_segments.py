@@ -457,6 +457,28 @@ async def test_what_was_to_be_sealed_is_published_although_its_caller_gave_up_be
         threads.close()
 
 
+async def test_a_published_segment_is_looked_at_once(tmp_path: Path, threads: Threads) -> None:
+    looked: list[str] = []
+
+    def before(call: str, arguments: tuple[object, ...]) -> None:
+        if call == "status" and str(arguments[0]).rpartition("/")[2].isdecimal():
+            looked.append(str(arguments[0]))
+
+    uploads, other = (on(disk, tmp_path, threads) for disk in (SteppingDisk(before, lambda *_: None), Disk()))
+    await uploads.create(SESSION, STARTED)
+    for number in range(20):
+        await add(uploads if number % 2 else other, number * 3, b"abc")
+        assert await uploads.extent(SESSION) == number * 3 + 3
+    assert len(looked) == 20
+    assert await content(uploads) == b"abc" * 20
+    await uploads.commit(SESSION, 60, BLOB)
+    assert (tmp_path / BLOB).read_bytes() == b"abc" * 20
+    assert len(looked) == 20
+    await uploads.remove(SESSION)
+    await uploads.create(SESSION, STARTED)
+    assert await uploads.extent(SESSION) == 0
+
+
 def test_an_error_that_the_disk_tells_when_it_begins_to_write_is_raised(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_PATH)  # a descriptor that nothing can be written by
     try:
