@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ from cluster.registry.tags import TagStore
 from cluster.registry.uploads import Body, UploadService
 from cluster.storage import layout
 from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.mixed import MixedUploads
 from cluster.storage.segments import SegmentUploads
 from tests.support.disks import ROOT, ForgetfulDisk, PowerLoss
 from tests.support.schedules import InPlace
@@ -52,14 +53,17 @@ OLD, NEW = manifest("old"), manifest("new")
 REFERRER = manifest("referrer", Digest.of(OLD))
 
 
+Kind = type[SegmentUploads | MixedUploads]
+
+
 class Machine:
     """One node on a disk. After a loss of power there is another one, on what is left."""
 
-    def __init__(self, disk: ForgetfulDisk) -> None:
+    def __init__(self, disk: ForgetfulDisk, kind: Kind = SegmentUploads) -> None:
         self.disk = disk
         threads = InPlace()
         self.driver = FilesystemDriver(ROOT, threads, disk)
-        uploads = SegmentUploads(ROOT, self.driver, threads, disk)
+        uploads = kind(ROOT, self.driver, threads, disk)
         self.blobs = BlobStore(self.driver, Catalog(self.driver))
         self.next_id = UUID
         self.uploads = UploadService(uploads, self.blobs, new_id=lambda: self.next_id)
@@ -119,11 +123,11 @@ def body(data: bytes = b"") -> Body:
     return Body(pieces(), len(data))
 
 
-def run(disk: ForgetfulDisk, scenario: Callable[[Machine], Awaitable[None]]) -> None:
+def run(disk: ForgetfulDisk, scenario: Callable[[Machine], Awaitable[None]], kind: Kind = SegmentUploads) -> None:
     """Do something as a node that was just started on this disk."""
 
     async def main() -> None:
-        await scenario(Machine(disk))
+        await scenario(Machine(disk, kind))
 
     asyncio.run(main())
 
@@ -140,16 +144,17 @@ class Scenario:
     before: Step = field(default=lambda machine: asyncio.sleep(0))
     needs: frozenset[str] = frozenset({"files", "directories"})
     """What must really be synced during `do`."""
+    kind: Kind = SegmentUploads
 
     def cut_everywhere(self, lies: frozenset[str] = frozenset()) -> int:
         """The number of steps at which the power was cut."""
         steps = 0
         while True:
             disk = ForgetfulDisk()
-            run(disk, self.before)
+            run(disk, self.before, self.kind)
             disk.lies, disk.steps_left = lies, steps
             try:
-                run(disk, self.do)
+                run(disk, self.do, self.kind)
                 acknowledged = True
             except PowerLoss:
                 acknowledged = False
@@ -160,7 +165,7 @@ class Scenario:
 
     def _look(self, disk: ForgetfulDisk, acknowledged: bool, steps: int) -> None:
         for chance in [None, *(random.Random(f"{steps} {seed}") for seed in range(CHANCES))]:
-            run(disk.crash(chance), lambda machine: self.check(machine, acknowledged))
+            run(disk.crash(chance), lambda machine: self.check(machine, acknowledged), self.kind)
 
 
 # Manifests and tags
@@ -350,6 +355,13 @@ SCENARIOS = {
     "a session that Distribution began": handed_over(),
     "a session that Distribution began in a new repository": handed_over(in_a_new_repository=True),
 }
+SCENARIOS |= {
+    f"{name}, beside Distribution": replace(scenario, kind=MixedUploads)
+    for name, scenario in SCENARIOS.items()
+    if "chunk" in name or "commit of" in name or "Distribution" in name
+}
+# It adds to a file that is there: no directory changes that anything stands on.
+SCENARIOS["a later chunk, beside Distribution"].needs = frozenset({"files"})
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
