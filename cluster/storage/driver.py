@@ -135,7 +135,8 @@ class SegmentWriter(Protocol):
     async def seal(self) -> None:
         """Make it durable and publish it at its offset (rule U2). An empty one is only discarded.
 
-        OffsetTaken when another writer was first; NotFound when the session is gone. Then nothing has changed.
+        OffsetTaken when another writer was first; NotFound when the session is gone; LockTimeout when another one
+        is at it, and perhaps stopped. Then nothing has changed.
         """
 
     async def leave(self) -> bool:

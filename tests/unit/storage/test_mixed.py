@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from cluster.errors import DigestInvalid, UploadUnknown
+from cluster.errors import DigestInvalid, StorageError, UploadUnknown
 from cluster.oci.digest import Digest
 from cluster.oci.reference import RepositoryName
 from cluster.registry.blobs import BlobStore
 from cluster.registry.catalog import Catalog
 from cluster.registry.uploads import Body, UploadService
+from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound, OffsetTaken
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.mixed import MixedUploads
@@ -127,6 +130,31 @@ async def test_what_a_dead_writer_left_is_added_to_the_data(tmp_path: Path, mixe
     (tmp_path / SESSION / "_seg" / f"{8:020d}.{0:016x}").write_bytes(b"left")
     assert await mixed.extent(SESSION) == 12
     assert (tmp_path / SESSION / "data").read_bytes() == b"before, left"
+
+
+class BreakingDisk(Disk):
+    """Copies nothing but the first five bytes."""
+
+    def copy(self, source: str, fd: int, size: int) -> None:
+        super().copy(source, fd, 5)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_what_reached_the_data_of_a_chunk_counts(
+    tmp_path: Path, threads: Threads, mixed: MixedUploads
+) -> None:
+    """Its writer may die while he adds it."""
+    disk = BreakingDisk()
+    dying = MixedUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads, disk), threads, disk)
+    await mixed.create(SESSION, STARTED)
+    await add(mixed, 0, b"before, ")
+    with pytest.raises(StorageError):
+        await add(dying, 8, b"chunk, and more of it")
+    assert await content(mixed) == b"before, chunk"
+    with pytest.raises(OffsetTaken):
+        await add(mixed, 8, b"chunk, and more of it")
+    await add(mixed, 13, b", and more of it")
+    assert await content(mixed) == b"before, chunk, and more of it"
 
 
 async def test_while_a_stopped_writer_is_adding_to_the_data_nobody_else_does(
