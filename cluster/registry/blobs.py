@@ -36,6 +36,13 @@ class BlobStore:
             raise BlobUnknown(f"{name} has no blob {digest}")
         return content
 
+    async def confirm(self, name: RepositoryName, digest: Digest) -> Content:
+        """As `stat`, for an answer that says that it was stored (`Links.confirm`)."""
+        content = await self.links.confirm(name, digest)
+        if content is None:
+            raise BlobUnknown(f"{name} has no blob {digest}")
+        return content
+
     async def open(self, content: Content) -> Reader:
         """The bytes of a blob that `stat` found. BlobUnknown when they have gone meanwhile."""
         try:

@@ -55,6 +55,21 @@ class Links:
             return None
         return Content(digest, canonical, size)
 
+    async def confirm(self, name: RepositoryName, digest: Digest) -> Content | None:
+        """As `find`, and it stays through a loss of power: whoever made the link may have died before that was so.
+
+        For answers that promise it; a look alone does not (HEAD, GET).
+        """
+        content = await self.find(name, digest)
+        if content is None:
+            return None
+        try:
+            for known_as in {digest, content.canonical}:
+                await self._driver.settle(self._path(name, known_as))
+        except NotFound:
+            return None
+        return content
+
     async def resolve(self, name: RepositoryName, digest: Digest) -> Digest | None:
         """Where the data of a linked digest lies. For who reads that data next, and so sees whether it is there."""
         canonical = await read_link(self._driver, self._path(name, digest))
@@ -66,8 +81,8 @@ class Links:
         return canonical
 
     async def missing(self, name: RepositoryName, digests: set[Digest]) -> set[Digest]:
-        """Those of the digests that this repository does not have."""
-        found = await gather_limited([self.find(name, digest) for digest in digests])
+        """Those of the digests that this repository does not have. What it has is durable (`confirm`)."""
+        found = await gather_limited([self.confirm(name, digest) for digest in digests])
         return digests - {content.digest for content in found if content is not None}
 
     async def add(self, name: RepositoryName, digest: Digest, canonical: Digest) -> None:

@@ -59,13 +59,20 @@ class DigestStates:
         """
         names = {digest.algorithm, CANONICAL}
         found = {name: hashers.get(name) or await self.hasher(name, offset) for name in names}
-        if found[digest.algorithm].hexdigest() != digest.encoded and self.were_used:
-            found = await self._reread(names, offset)
-            if found[digest.algorithm].hexdigest() == digest.encoded:
-                _log.warning("upload %s: a digest state of its first %d bytes was wrong", self._state.uuid, offset)
-                await self.save(offset, found)
         if found[digest.algorithm].hexdigest() != digest.encoded:
-            raise DigestInvalid(f"the {offset} bytes of the upload are not {digest}")
+            if not self.were_used:
+                raise _differs(offset, digest)
+            canonical = await self.prove_anew(offset, digest)
+            _log.warning("upload %s: a digest state of its first %d bytes was wrong", self._state.uuid, offset)
+            return canonical
+        return Digest(CANONICAL, found[CANONICAL].hexdigest())
+
+    async def prove_anew(self, offset: int, digest: Digest) -> Digest:
+        """As `prove`, by all bytes and no state; those are replaced that are there for this offset."""
+        found = await self._reread({digest.algorithm, CANONICAL}, offset)
+        if found[digest.algorithm].hexdigest() != digest.encoded:
+            raise _differs(offset, digest)
+        await self.save(offset, found)
         return Digest(CANONICAL, found[CANONICAL].hexdigest())
 
     async def _reread(self, algorithms: Iterable[str], offset: int) -> Hashers:
@@ -114,3 +121,7 @@ class DigestStates:
             self._was_asked = True
             self._hint = await hints.load_hint(self._state.uuid)
         return self._hint
+
+
+def _differs(offset: int, digest: Digest) -> DigestInvalid:
+    return DigestInvalid(f"the {offset} bytes of the upload are not {digest}")

@@ -22,7 +22,7 @@ from cluster.registry.links import Content
 from cluster.registry.states import DigestStates, Hashers
 from cluster.state.store import UploadHints
 from cluster.storage import layout
-from cluster.storage.driver import NotFound, OffsetTaken, SegmentWriter, StorageTimeout, Uploads
+from cluster.storage.driver import Changed, NotFound, OffsetTaken, SegmentWriter, StorageTimeout, Uploads
 
 _BATCH = 64 * 1024  # bytes to gather, from clients that send little at a time, before they are stored
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class UploadService:
             if isinstance(refusal, DigestInvalid):
                 await self._tidy(state)
             try:
-                return await self._blobs.stat(RepositoryName(state.name), digest)
+                return await self._blobs.confirm(RepositoryName(state.name), digest)
             except BlobUnknown:
                 raise refusal from None
 
@@ -144,7 +144,13 @@ class UploadService:
                 size = await self._extent(state)
                 if isinstance(refusal, SizeInvalid) or not await states.tell(size, digest):
                     raise
-        return await self._publish(state, Content(digest, await states.prove(size, digest, hashers), size))
+        content = Content(digest, await states.prove(size, digest, hashers), size)
+        try:
+            return await self._publish(state, content)
+        except Changed as error:
+            # What was hashed is not there any more, and what the states say of it is of no use: the bytes tell.
+            _log.warning("upload %s: %s", state.uuid, error)
+            return await self._publish(state, Content(digest, await states.prove_anew(size, digest), size))
 
     async def _publish(self, state: UploadState, content: Content) -> Content:
         try:
@@ -194,9 +200,13 @@ class UploadService:
             writer = await self._uploads.append(_path(state), state.offset, observe)
         except NotFound:
             raise unknown(state) from None
+        kept = True
         try:
             short = await _pump(body, writer) or differs(body.content_range, writer.size)
-            await writer.seal()
+            if short is None:
+                await writer.seal()
+            else:
+                kept = await writer.leave()
         except OffsetTaken:
             raise wrong_offset(await self._extent(state), "another request has stored this chunk") from None
         except NotFound:
@@ -205,7 +215,8 @@ class UploadService:
             await writer.discard()
         end = state.offset + writer.size
         if short is not None:  # what came is kept for a resume, and not acknowledged (U8)
-            await states.save(end, hashers)
+            if kept:
+                await states.save(end, hashers)
             raise SizeInvalid(short)
         return end, hashers
 

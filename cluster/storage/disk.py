@@ -82,6 +82,10 @@ class Disk:
         """A file that is there, for writing."""
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
+    def seek(self, fd: int, offset: int) -> None:
+        """Have `write` and `copy` go on from this offset."""
+        os.lseek(fd, offset, os.SEEK_SET)
+
     def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         """All of it, from this offset on."""
         written = 0
@@ -104,7 +108,7 @@ class Disk:
             raise OSError(code, os.strerror(code))
 
     def copy(self, source: str, fd: int, size: int) -> None:
-        """Append the first `size` bytes of a file; inside the kernel where it can (a reflink where it has them)."""
+        """Go on with the first `size` bytes of a file; inside the kernel where it can, as a reflink even."""
         source_fd = self.open(source)
         try:
             while size:

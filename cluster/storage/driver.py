@@ -75,6 +75,12 @@ class Driver(Protocol):
         A file with the same content is left as it is, but made durable: who wrote it may have died before that.
         """
 
+    async def settle(self, path: str) -> None:
+        """Make a file durable that is there: who wrote it may have died before that. NotFound.
+
+        Costs next to nothing where that is known, and what is older than a minute is taken to be durable.
+        """
+
     async def size(self, path: str) -> int:
         """Bytes of a file. NotFound."""
 
@@ -129,7 +135,14 @@ class SegmentWriter(Protocol):
     async def seal(self) -> None:
         """Make it durable and publish it at its offset (rule U2). An empty one is only discarded.
 
-        OffsetTaken when another writer was first; NotFound when the session is gone. Then nothing has changed.
+        OffsetTaken when another writer was first; NotFound when the session is gone; LockTimeout when another one
+        is at it, and perhaps stopped. Then nothing has changed.
+        """
+
+    async def leave(self) -> bool:
+        """As `seal`, for what came of a body that broke off: it gives way to another writer of this offset.
+
+        False: there is one that lives, and nothing is published; what came may be taken over where it does not.
         """
 
     async def discard(self) -> None:

@@ -19,6 +19,7 @@ from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
 from cluster.storage.listings import Listings
+from cluster.storage.settled import Settled
 from cluster.storage.threads import FULL, Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
@@ -128,6 +129,7 @@ class FilesystemDriver:
         self._writable = writable
         self._try_cached = disk is None and cached.is_supported(root)
         self.directories = Directories(self._root, self._disk)
+        self._settled = Settled(self._now)
         self._listings = listings or Listings()
 
     def _full(self, path: str) -> str:
@@ -206,7 +208,9 @@ class FilesystemDriver:
                 self._disk.sync(fd)
             finally:
                 self._disk.close(fd)
+            stamp = self._disk.status(temporary).stamp
             self.place(temporary, path)
+            self._settled.note(path, stamp)
         except OSError:
             self._drop(temporary)
             raise
@@ -238,12 +242,23 @@ class FilesystemDriver:
     def _settle(self, path: str) -> bool:
         """Make a file that is there durable, whoever wrote it; False when it went meanwhile."""
         try:
+            stamp = self._disk.status(path).stamp
             self._disk.sync_path(path)
         except FileNotFoundError:
             return False
         self.directories.ensure(os.path.dirname(path))
         self._disk.sync_path(os.path.dirname(path))
+        self._settled.note(path, stamp)
         return True
+
+    async def settle(self, path: str) -> None:
+        full = self._full(path)
+        stamp = await self.stamp(path)
+        if not self._settled.knows(full, stamp) and not await self._threads.run(self._settle_new, full, stamp):
+            raise NotFound(path)
+
+    def _settle_new(self, path: str, stamp: int) -> bool:
+        return self._settled.finds(path, stamp) or self._settle(path)
 
     def _drop(self, path: str) -> None:
         try:

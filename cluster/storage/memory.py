@@ -65,6 +65,9 @@ class MemoryDriver:
             self._changed(path)
         self.files[path] = bytes(content)
 
+    async def settle(self, path: str) -> None:
+        await self.read(path)
+
     async def size(self, path: str) -> int:
         return len(await self.read(path))
 
@@ -122,6 +125,7 @@ class _Session:
     segments: dict[int, bytes] = field(default_factory=dict)
     states: dict[tuple[str, int], bytes] = field(default_factory=dict)
     used: float = field(default_factory=time.time)
+    writing: list[int] = field(default_factory=list)  # offsets of the writers at work
 
     def content(self) -> bytes:
         parts, end = [], 0
@@ -142,6 +146,9 @@ class _Writer:
         self._offset = offset
         self._observe = observe
         self._pieces: list[bytes] = []
+        self._session = uploads.session(path)
+        self._session.writing.append(offset)
+        self._at_work = True
 
     async def write(self, pieces: list[bytes]) -> None:
         for piece in pieces:
@@ -162,8 +169,17 @@ class _Writer:
             session.segments[self._offset] = b"".join(self._pieces)
             session.used = time.time()
 
+    async def leave(self) -> bool:
+        if self._session.writing.count(self._offset) > 1:
+            return False
+        await self.seal()
+        return True
+
     async def discard(self) -> None:
         self._pieces = []
+        if self._at_work:
+            self._at_work = False
+            self._session.writing.remove(self._offset)
 
 
 class MemoryUploads:
@@ -191,7 +207,6 @@ class MemoryUploads:
         return len(self.session(path).content())
 
     async def append(self, path: str, offset: int, observe: Observer) -> _Writer:
-        self.session(path)
         return _Writer(self, path, offset, observe)
 
     async def replay(self, path: str, start: int, stop: int, observe: Observer) -> None:

@@ -16,7 +16,7 @@ from cluster.storage import layout
 from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound, Observer, SegmentWriter, Take
 from cluster.storage.filesystem import FilesystemDriver
-from cluster.storage.sessions import Sessions
+from cluster.storage.sessions import PATIENCE, Sessions
 from cluster.storage.threads import Tenure, Threads
 
 _WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the sync at the end finds few left
@@ -29,18 +29,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Writer:
-    """A file that a PATCH writes to."""
+class _Writer:
+    """One PATCH into a file of its own, which nobody sees before it is sealed."""
 
-    def __init__(self, threads: Threads, disk: Disk, fd: int, begins: int, observe: Observer) -> None:
-        """`begins`: where in the file the first byte goes."""
+    def __init__(
+        self, uploads: SegmentUploads, session: str, private: tuple[str, int], offset: int, observe: Observer
+    ) -> None:
         self.size = 0
-        self._threads = threads
-        self._disk = disk
-        self._fd = fd
-        self._begins = begins
+        self._path, self._fd = private
+        self._threads = uploads.threads
+        self._disk = uploads.disk
+        self._sessions = uploads.sessions
+        self._session = session
+        self._offset = offset
         self._observe = observe
+        self._started = 0  # the disk has been told to begin with the bytes before this
         self._open = True
+        self._sealing = False
         # Locks go with the descriptor; a write that hangs keeps both.
         self._tenure = Tenure(self._close)
 
@@ -59,51 +64,42 @@ class Writer:
 
     def _fill(self, take: Take) -> bool:
         stop = self.size + _TURN
-        while self.size < stop and (data := take(_UNIT - (self._begins + self.size) % _UNIT)):
+        while self.size < stop and (data := take(_UNIT - self.size % _UNIT)):
             self._observe(data)
             self._write(data)
             self.size += len(data)
         return self.size >= stop
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._disk.write_at(self._fd, data, self._begins + self.size)
-
-    def _close(self) -> None:
-        if self._open:
-            self._threads.leave(partial(self._disk.close, self._fd))
-
-
-class _PrivateWriter(Writer):
-    """One PATCH into a file of its own, which nobody sees before it is sealed."""
-
-    def __init__(
-        self, uploads: SegmentUploads, session: str, private: tuple[str, int], offset: int, observe: Observer
-    ) -> None:
-        self._path, fd = private
-        super().__init__(uploads.threads, uploads.disk, fd, 0, observe)
-        self._sessions = uploads.sessions
-        self._session = session
-        self._offset = offset
-        self._started = 0  # the disk has been told to begin with the bytes before this
-        self._sealing = False
-
-    def _write(self, data: bytes | memoryview) -> None:
-        super()._write(data)
+        self._disk.write_at(self._fd, data, self.size)
         size = self.size + len(data)
         if size - self._started >= _WRITEBACK:
             self._disk.start_writeback(self._fd, self._started, size - self._started)
             self._started = size
 
+    def _close(self) -> None:
+        if self._open:
+            self._threads.leave(partial(self._disk.close, self._fd))
+
     async def seal(self) -> None:
+        await self._end(gives_way=False)
+
+    async def leave(self) -> bool:
+        return await self._end(gives_way=True)
+
+    async def _end(self, *, gives_way: bool) -> bool:
         self._sealing = True
         with self._tenure:
-            sealing = self._threads.begin(self._seal)
+            sealing = self._threads.begin(self._seal, gives_way)
         # It takes place although its caller gives up while no thread is free: only it lets go of the lock.
-        await asyncio.shield(sealing)
+        return await asyncio.shield(sealing)
 
-    def _seal(self) -> None:
+    def _seal(self, gives_way: bool) -> bool:
+        """Whether it was published, and not left to whoever writes at the same offset."""
         disk = self._disk
+        left = False
         try:
+            left = gives_way and self._sessions.has_rival(self._session, self._path, self._offset)
             try:
                 if self.size:
                     disk.sync(self._fd)
@@ -112,10 +108,12 @@ class _PrivateWriter(Writer):
                 # Closed before it is published: from then on no descriptor for writing is left anywhere (U2).
                 self._open = False
                 disk.close(self._fd)
-            if self.size:
+            if self.size and not left:
                 self._sessions.publish(self._session, self._path, self._offset)
         finally:
-            self._sessions.drop(self._path)
+            if not left:
+                self._sessions.drop(self._path)
+        return not left
 
     async def discard(self) -> None:
         if not self._sealing:
@@ -135,15 +133,15 @@ class SegmentUploads:
         disk: Disk | None = None,
         *,
         sessions: Sessions | None = None,
-        patience: float = 30.0,
+        patience: float = PATIENCE,
     ) -> None:
-        """`patience`: seconds to wait for somebody who copies what the session holds."""
+        """`patience`: seconds to wait for somebody who copies what the session holds, or adds to it."""
         self._patience = patience
         self._root = root.rstrip("/")
         self._driver = driver
         self.threads = threads
         self.disk = disk or Disk()
-        self.sessions = sessions or Sessions(driver, self.disk)
+        self.sessions = sessions or Sessions(driver, self.disk, patience)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -174,7 +172,7 @@ class SegmentUploads:
     async def append(self, path: str, offset: int, observe: Observer) -> SegmentWriter:
         session, sessions = self._full(path), self.sessions
         private = await self.threads.open(sessions.private, sessions.forget, session, f"{offset:020d}")
-        return _PrivateWriter(self, session, private, offset, observe)
+        return _Writer(self, session, private, offset, observe)
 
     async def replay(self, path: str, start: int, stop: int, observe: Observer) -> None:
         await self.threads.run_long(self.sessions.replay, self._full(path), start, stop, observe)

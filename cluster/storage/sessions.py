@@ -7,7 +7,8 @@ The rules U1 to U11 that keep this right between nodes, and the trace that each 
     _seg/<offset>.<16 hex>         private to the writer that holds its lock; free lock: its writer died (U4)
     _seg/copying                   locked by whoever takes over, or makes segments one blob: saves others that copy
     _seg/commit.<16 hex>           several segments on their way to being one blob
-    data                           what Distribution took before it handed over, the segment at 0 (U11)
+    data                           what Distribution took before it handed over, the segment at 0 (U11); locked
+                                   by whoever adds the first bytes behind it
     hashstates/<alg>/<offset>      digest state of the first <offset> bytes (U5)
     _states/<alg>/<offset>         the same where there is `data`: then Distribution may have written `hashstates`,
                                    and it keeps a digest of other bytes there when it has no state to go on from
@@ -22,29 +23,25 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cluster.oci.digest import Digest, new_hasher
 from cluster.storage import layout
+from cluster.storage.chains import Chains, Segment
 from cluster.storage.disk import Disk
-from cluster.storage.driver import Changed, NotFound, Observer, OffsetTaken
+from cluster.storage.driver import Changed, LockTimeout, NotFound, Observer, OffsetTaken
 from cluster.storage.filesystem import FilesystemDriver, remove_tree
 
 _PUBLISHED = re.compile(r"[0-9]{20}")
 _PRIVATE = re.compile(r"([0-9]{20})\.[0-9a-f]{16}")
 _STATE_LIMIT = 4096  # bytes; a digest state has 108 or 204
+_PAUSE = 0.02  # seconds between two tries to lock `data`
+PATIENCE = (
+    30.0  # seconds to wait for somebody who is at work in the session: copying takes as long as its bytes take
+)
 _READ = 1024 * 1024  # bytes read at a time when a session is replayed, in a thread
-
-
-class Segment(NamedTuple):
-    """A run of bytes of a session, in a file that never changes (`data` excepted)."""
-
-    path: str
-    start: int
-    size: int
-    sealed: bool
 
 
 @dataclass(slots=True)
@@ -59,14 +56,18 @@ class Chain:
 class Sessions:
     """What can be done to a session, on the root of a FilesystemDriver. All paths are absolute."""
 
-    def __init__(self, driver: FilesystemDriver, disk: Disk) -> None:
+    def __init__(self, driver: FilesystemDriver, disk: Disk, patience: float = PATIENCE) -> None:
+        """`patience`: seconds to wait for somebody who adds bytes behind `data`."""
         self._driver = driver
         self._disk = disk
+        self._patience = patience
+        self.chains = Chains()
 
     def create(self, session: str, started_at: bytes) -> None:
         """Begin one."""
         # Not synced: a session holds nothing that was promised before its first segment is published.
         parent = os.path.dirname(session)
+        self.chains.forget(session)
         self._driver.directories.ensure(parent)
         try:
             self._disk.mkdir(session)
@@ -89,14 +90,8 @@ class Sessions:
             names = []
         published = {int(name) for name in names if _PUBLISHED.fullmatch(name)}
         segments = list(self._base(session, published))
+        segments += self._sealed(session, sum(segment.size for segment in segments), published)
         end = sum(segment.size for segment in segments)
-        while end in published:
-            path = f"{session}/_seg/{end:020d}"
-            size = self._disk.status(path).size
-            if not size:  # storage has lost what it said was synced
-                break
-            segments.append(Segment(path, end, size, True))
-            end += size
         found = (match for match in map(_PRIVATE.fullmatch, names) if match)
         private = [f"{session}/_seg/{match[0]}" for match in found if int(match[1]) == end]
         # Last: a session that ends meanwhile must not look like an empty one.
@@ -113,6 +108,24 @@ class Sessions:
         if size:
             yield Segment(layout.upload_data(session), 0, size, False)
 
+    def _sealed(self, session: str, begin: int, published: set[int]) -> list[Segment]:
+        """The published segments from `begin` on, without a gap. Only those are looked at that are new here."""
+        known = self.chains.find(session)
+        if known and (known[0].start != begin or known[-1].start not in published):
+            known = []
+        segments = list(known)
+        end = known[-1].start + known[-1].size if known else begin
+        while end in published:
+            path = f"{session}/_seg/{end:020d}"
+            size = self._disk.status(path).size
+            if not size:  # storage has lost what it said was synced
+                break
+            segments.append(Segment(path, end, size, True))
+            end += size
+        if len(segments) > len(known):
+            self.chains.note(session, segments)
+        return segments
+
     def _size(self, path: str) -> int:
         try:
             return self._disk.status(path).size
@@ -125,6 +138,23 @@ class Sessions:
             return any(self._size(path) and self._is_abandoned(path) for path in chain.private)
         except FileNotFoundError:  # published, adopted or given up since the chain was looked at
             return True
+
+    def has_rival(self, session: str, path: str, offset: int) -> bool:
+        """Whether somebody who lives writes at the same offset as the writer of this private file."""
+        begins, own = f"{offset:020d}.", os.path.basename(path)
+        try:
+            names = self._disk.names(f"{session}/_seg")
+        except FileNotFoundError:
+            return False
+        return any(
+            self._lives(f"{session}/_seg/{name}") for name in names if name.startswith(begins) and name != own
+        )
+
+    def _lives(self, path: str) -> bool:
+        try:
+            return not self._is_abandoned(path)
+        except FileNotFoundError:
+            return False
 
     def extent(self, session: str) -> int:
         """The end of the chain, after adopting what dead writers left there (U4)."""
@@ -148,6 +178,8 @@ class Sessions:
             self.publish(session, copy, offset)
         except (OffsetTaken, FileNotFoundError):
             pass
+        except LockTimeout:  # whoever is stopped there has a say first; what was left can wait
+            return False
         finally:
             self.drop(copy)
         self.drop(path)
@@ -220,10 +252,22 @@ class Sessions:
         return [int(name) for name in names if _PUBLISHED.fullmatch(name)]
 
     def publish(self, session: str, path: str, offset: int) -> None:
-        """Give a sealed file its offset; the one operation that only one writer can win (U2)."""
+        """Give a sealed file its offset; the one operation that only one writer can win (U2).
+
+        OffsetTaken when another one has. LockTimeout: one is at it, and may be stopped.
+        """
+        data = self._hold_data(session, offset)
+        try:
+            self._add(session, path, offset, data)
+        finally:
+            if data is not None:
+                self._disk.close(data)
+        self.settle(session)
+
+    def _add(self, session: str, path: str, offset: int, data: int | None) -> None:
+        """`data`: the file of that name, locked, where nothing is published behind it yet."""
+        del data  # never written here
         directory = f"{session}/_seg"
-        if self._has_outgrown(session, offset):
-            raise OffsetTaken(f"another registry has stored bytes behind {offset}")
         try:
             self._disk.link(path, f"{directory}/{offset:020d}")
         except FileExistsError:
@@ -233,15 +277,36 @@ class Sessions:
             # Between closing and linking our lock was free, and somebody took us for dead (U4).
             raise OffsetTaken(f"another node has taken over the segment at {offset}") from None
         self._disk.sync_path(directory)
-        self.settle(session)
 
-    def _has_outgrown(self, session: str, offset: int) -> bool:
-        """Whether `data`, behind which nothing is published yet, has become longer than this (U11)."""
+    def _hold_data(self, session: str, offset: int) -> int | None:
+        """Lock `data` while it is what the session goes on from, at `offset` (U11).
+
+        None where there is none, or where a segment is published behind it: that cannot be undone, so the lock is
+        not needed any more. OffsetTaken when it does not end there.
+        """
         try:
-            size = self._disk.status(layout.upload_data(session)).size
+            data = self._disk.open_existing(layout.upload_data(session))
         except FileNotFoundError:
-            return False
-        return size > offset and min(self.published(session), default=size) > offset
+            return None
+        held = False
+        try:
+            self._lock(data, session)
+            if not self.published(session):
+                if self._disk.size(data) != offset:
+                    raise OffsetTaken(f"another writer has stored bytes at {offset}")
+                held = True
+        finally:
+            if not held:
+                self._disk.close(data)
+        return data if held else None
+
+    def _lock(self, fd: int, session: str) -> None:
+        # In a thread that waits: two writers of one session end at the same moment, or one of them is stopped.
+        deadline = time.monotonic() + self._patience
+        while not self._disk.try_lock(fd):
+            if time.monotonic() >= deadline:
+                raise LockTimeout(f"{session}: another writer has been adding to it for {self._patience:g} s")
+            time.sleep(_PAUSE)
 
     def settle(self, session: str) -> None:
         """Make the session itself durable: what it holds is about to be acknowledged."""
@@ -396,6 +461,7 @@ class Sessions:
     def _set_aside(self, session: str) -> str:
         """One rename ends the session for everybody: who publishes later finds no directory (U9)."""
         gone = layout.set_aside(session, secrets.token_hex(8))
+        self.chains.forget(session)
         self._disk.rename(session, gone)
         self._disk.sync_path(os.path.dirname(session))
         return gone

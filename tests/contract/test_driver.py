@@ -351,3 +351,15 @@ async def test_the_probe_is_content_with_working_storage(driver: Driver) -> None
     await driver.write(FILE, b"content")
     await driver.probe()
     assert await driver.sweep(time.time() + 1000) == 0
+
+
+async def test_only_a_file_that_is_there_can_be_settled(driver: Driver) -> None:
+    with pytest.raises(NotFound):
+        await driver.settle("a/file")
+    await driver.write("a/file", b"content")
+    for _ in range(2):
+        await driver.settle("a/file")
+    assert await driver.read("a/file") == b"content"
+    await driver.remove("a/file")
+    with pytest.raises(NotFound):
+        await driver.settle("a/file")

@@ -199,6 +199,34 @@ async def test_exactly_one_of_two_writers_gets_an_offset(backend: Backend, sessi
         assert await replayed(node, 0, 10) == b"the second"
 
 
+async def test_what_broke_off_gives_way_to_another_writer_of_its_offset(backend: Backend, session: str) -> None:
+    nodes = [backend.uploads, backend.another_node().uploads]
+    old, new = [await node.append(session, 0, ignore) for node in nodes]
+    await old.write([b"what came"])
+    await new.write([b"what came, and"])
+    assert not await old.leave()
+    await old.discard()
+    await new.write([b" the rest"])
+    await new.seal()
+    await new.discard()
+    for node in nodes:
+        assert await replayed(node, 0, await node.extent(session)) == b"what came, and the rest"
+
+
+async def test_what_broke_off_is_published_where_nobody_else_writes(backend: Backend, session: str) -> None:
+    uploads, other = backend.uploads, backend.another_node().uploads
+    given_up = await other.append(session, 0, ignore)
+    await given_up.write([b"given up"])
+    await given_up.discard()
+    elsewhere = await other.append(session, 4, ignore)
+    writer = await uploads.append(session, 0, ignore)
+    await writer.write([b"what came"])
+    assert await writer.leave()
+    await writer.discard()
+    await elsewhere.discard()
+    assert await replayed(other, 0, await other.extent(session)) == b"what came"
+
+
 async def test_many_writers_at_once_publish_one_segment(uploads: Uploads, session: str) -> None:
     async def write(number: int) -> int | None:
         writer = await uploads.append(session, 0, ignore)

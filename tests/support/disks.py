@@ -117,6 +117,12 @@ class ForgetfulDisk(Disk):
         found._top = top
         return found
 
+    def survive(self) -> None:
+        """The process has died, or the power went in its node alone: nothing is lost, and no file is open."""
+        for fd in list(self._open):
+            self.close(fd)
+        self.steps_left = None
+
     # What looks
 
     def read(self, path: str) -> bytes:
@@ -146,7 +152,9 @@ class ForgetfulDisk(Disk):
 
     def size(self, fd: int) -> int:
         self._look()
-        return super().size(fd)
+        file = self._open[fd]
+        assert isinstance(file, _File)
+        return len(file.content)
 
     def read_at(self, fd: int, size: int, offset: int) -> bytes:
         self._look()
@@ -176,10 +184,10 @@ class ForgetfulDisk(Disk):
     # What changes
 
     def create(self, path: str) -> int:
-        self._step()
         parent, name = self._place(path)
         if name in parent.names:
             raise _error(errno.EEXIST, path)
+        self._step()
         file = _File(modified=self._tick())
         parent.change({name: file}, file.modified)
         return self._descriptor(file)
@@ -198,6 +206,12 @@ class ForgetfulDisk(Disk):
     def open_existing(self, path: str) -> int:
         self._look()
         return self._descriptor(self._file(path))
+
+    def seek(self, fd: int, offset: int) -> None:
+        """What is copied or written goes to the end: nobody wants it anywhere else."""
+        self._look()
+        file = self._open[fd]
+        assert isinstance(file, _File) and len(file.content) == offset
 
     def write_at(self, fd: int, data: bytes, offset: int) -> None:
         self._step()
@@ -223,10 +237,10 @@ class ForgetfulDisk(Disk):
         self._sync(self._node(path))
 
     def mkdir(self, path: str) -> None:
-        self._step()
         parent, name = self._place(path)
         if name in parent.names:
             raise _error(errno.EEXIST, path)
+        self._step()
         now = self._tick()
         parent.change({name: _Directory(modified=now)}, now)
 
@@ -235,29 +249,28 @@ class ForgetfulDisk(Disk):
         self._node(path).modified = self._tick()
 
     def rmdir(self, path: str) -> None:
-        self._step()
         parent, name = self._place(path)
         if self._directory(path).names:
             raise _error(errno.ENOTEMPTY, path)
+        self._step()
         parent.change({name: None}, self._tick())
 
     def unlink(self, path: str) -> None:
-        self._step()
         parent, name = self._place(path)
         if isinstance(self._node(path), _Directory):
             raise _error(errno.EISDIR, path)
+        self._step()
         parent.change({name: None}, self._tick())
 
     def link(self, source: str, target: str) -> None:
-        self._step()
         file = self._file(source)
         parent, name = self._place(target)
         if name in parent.names:
             raise _error(errno.EEXIST, target)
+        self._step()
         parent.change({name: file}, self._tick())
 
     def rename(self, source: str, target: str) -> None:
-        self._step()
         node = self._node(source)
         old, old_name = self._place(source)
         new, new_name = self._place(target)
@@ -266,6 +279,7 @@ class ForgetfulDisk(Disk):
             return
         if isinstance(there, _Directory) and there.names:
             raise _error(errno.ENOTEMPTY, target)
+        self._step()
         now = self._tick()
         if old is new:
             old.change({old_name: None, new_name: node}, now)
@@ -280,7 +294,7 @@ class ForgetfulDisk(Disk):
             raise PowerLoss
 
     def _step(self) -> None:
-        """Every change begins here; the power may be gone by now."""
+        """Every change begins here, and takes place; the power may be gone by now. Before: whatever looks."""
         self._look()
         self.steps += 1
         if self.steps_left is not None:

@@ -148,7 +148,7 @@ class Actor(Generic[Node]):
         if threading.current_thread() is not self._thread:
             return
         texts = [self._plain(argument) for argument in arguments if isinstance(argument, str)]
-        if call in ("create", "open", "open_lock") and isinstance(outcome, int):
+        if call in ("create", "open", "open_existing", "open_lock") and isinstance(outcome, int):
             self.held.add(outcome)
             outcome = None
         if call == "names" and isinstance(outcome, list):

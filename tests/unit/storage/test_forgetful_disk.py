@@ -124,3 +124,25 @@ def test_a_lock_lasts_as_long_as_its_descriptor(disk: ForgetfulDisk) -> None:
     disk.close(holder)
     assert disk.try_lock(other)
     disk.close(other)
+
+
+def test_the_power_may_go_between_a_change_and_its_sync(disk: ForgetfulDisk) -> None:
+    put(disk, "/data/old", b"content", sync=True)
+    disk.sync_path("/data")
+    changes: list[Callable[[], object]] = [
+        lambda: disk.mkdir("/data/directory"),
+        lambda: disk.link("/data/old", "/data/second"),
+        lambda: disk.rename("/data/second", "/data/directory/third"),
+        lambda: disk.unlink("/data/old"),
+        lambda: disk.unlink("/data/directory/third"),
+        lambda: disk.rmdir("/data/directory"),
+    ]
+    for change in changes:
+        disk.steps_left = 1
+        change()
+        assert disk.steps_left == 0
+        with pytest.raises(PowerLoss):
+            disk.sync_path("/data")
+        assert disk.crash().names("/data") == ["old"]
+    disk.survive()
+    assert disk.names("/data") == []

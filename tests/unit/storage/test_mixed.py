@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from cluster.storage.driver import NotFound, OffsetTaken
+from cluster.errors import DigestInvalid, StorageError, UploadUnknown
+from cluster.oci.digest import Digest
+from cluster.oci.reference import RepositoryName
+from cluster.registry.blobs import BlobStore
+from cluster.registry.catalog import Catalog
+from cluster.registry.uploads import Body, UploadService
+from cluster.storage.disk import Disk
+from cluster.storage.driver import LockTimeout, NotFound, OffsetTaken
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.mixed import MixedUploads
 from cluster.storage.segments import SegmentUploads
@@ -97,3 +108,100 @@ async def test_of_two_writers_one_with_the_setting_and_one_without_only_one_is_a
 async def test_a_session_that_has_ended_is_not_found(mixed: MixedUploads) -> None:
     with pytest.raises(NotFound):
         await mixed.append(SESSION, 0, lambda _: None)
+
+
+async def test_of_two_writers_of_one_offset_one_is_refused_and_changes_nothing(mixed: MixedUploads) -> None:
+    await mixed.create(SESSION, STARTED)
+    await add(mixed, 0, b"before, ")
+    stopped = await mixed.append(SESSION, 8, lambda _: None)
+    await stopped.write([b"the bytes of a writer "])
+    assert await content(mixed) == b"before, "
+    await add(mixed, 8, b"quick")
+    await stopped.write([b"that was stopped"])
+    with pytest.raises(OffsetTaken):
+        await stopped.seal()
+    await stopped.discard()
+    assert await content(mixed) == b"before, quick"
+
+
+async def test_what_a_dead_writer_left_is_added_to_the_data(tmp_path: Path, mixed: MixedUploads) -> None:
+    await mixed.create(SESSION, STARTED)
+    await add(mixed, 0, b"before, ")
+    (tmp_path / SESSION / "_seg" / f"{8:020d}.{0:016x}").write_bytes(b"left")
+    assert await mixed.extent(SESSION) == 12
+    assert (tmp_path / SESSION / "data").read_bytes() == b"before, left"
+
+
+class BreakingDisk(Disk):
+    """Copies nothing but the first five bytes."""
+
+    def copy(self, source: str, fd: int, size: int) -> None:
+        super().copy(source, fd, 5)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_what_reached_the_data_of_a_chunk_counts(
+    tmp_path: Path, threads: Threads, mixed: MixedUploads
+) -> None:
+    """Its writer may die while he adds it."""
+    disk = BreakingDisk()
+    dying = MixedUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads, disk), threads, disk)
+    await mixed.create(SESSION, STARTED)
+    await add(mixed, 0, b"before, ")
+    with pytest.raises(StorageError):
+        await add(dying, 8, b"chunk, and more of it")
+    assert await content(mixed) == b"before, chunk"
+    with pytest.raises(OffsetTaken):
+        await add(mixed, 8, b"chunk, and more of it")
+    await add(mixed, 13, b", and more of it")
+    assert await content(mixed) == b"before, chunk, and more of it"
+
+
+async def test_while_a_stopped_writer_is_adding_to_the_data_nobody_else_does(
+    tmp_path: Path, threads: Threads
+) -> None:
+    mixed = MixedUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads), threads, patience=0.1)
+    await mixed.create(SESSION, STARTED)
+    await add(mixed, 0, b"before, ")
+    (tmp_path / SESSION / "_seg" / f"{8:020d}.{0:016x}").write_bytes(b"left")
+    with (tmp_path / SESSION / "data").open("r+b", buffering=0) as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        with pytest.raises(LockTimeout):
+            await add(mixed, 8, b"newcomer")
+        assert await mixed.extent(SESSION) == 8
+    assert await mixed.extent(SESSION) == 12
+    await add(mixed, 12, b", newcomer")
+    assert await content(mixed) == b"before, left, newcomer"
+
+
+NAME = RepositoryName("team/app")
+
+
+def body(data: bytes = b"") -> Body:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    return Body(pieces(), len(data))
+
+
+async def test_a_commit_goes_by_the_bytes_that_are_there(
+    tmp_path: Path, threads: Threads, mixed: MixedUploads
+) -> None:
+    """Distribution takes no locks: it may write over what was hashed, and no state is right then."""
+    driver = FilesystemDriver(str(tmp_path), threads)
+    blobs = BlobStore(driver, Catalog(driver))
+    service = UploadService(mixed, blobs)
+    for written, refused in ((b"OTHER bytes", True), (b"other bytes", False)):
+        state = await service.append(await service.start(NAME), body(b"other bytes"))
+        data = tmp_path / f"repositories/team/app/_uploads/{state.uuid}/data"
+        data.write_bytes(b"OTHER bytes")
+        await mixed.save_state(str(data.parent.relative_to(tmp_path)), "sha256", 11, b"")
+        data.write_bytes(written)
+        if refused:
+            with pytest.raises(DigestInvalid):
+                await service.finish(state, Digest.of(b"other bytes"), body())
+            with pytest.raises(UploadUnknown):
+                await service.status(state)
+        else:
+            found = await service.finish(state, Digest.of(b"other bytes"), body())
+            assert await blobs.stat(NAME, found.digest) == found

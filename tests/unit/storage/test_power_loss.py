@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from cluster.errors import BlobUnknown, DigestInvalid, ManifestUnknown, RegistryError, StorageError, UploadUnknown
 from cluster.oci.digest import Digest
-from cluster.oci.manifest import OCI_INDEX
+from cluster.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from cluster.oci.reference import Reference, RepositoryName, Tag
 from cluster.oci.upload import UploadState
 from cluster.registry.blobs import BlobStore
@@ -28,6 +29,7 @@ from cluster.registry.tags import TagStore
 from cluster.registry.uploads import Body, UploadService
 from cluster.storage import layout
 from cluster.storage.filesystem import FilesystemDriver
+from cluster.storage.mixed import MixedUploads
 from cluster.storage.segments import SegmentUploads
 from tests.support.disks import ROOT, ForgetfulDisk, PowerLoss
 from tests.support.schedules import InPlace
@@ -51,14 +53,17 @@ OLD, NEW = manifest("old"), manifest("new")
 REFERRER = manifest("referrer", Digest.of(OLD))
 
 
+Kind = type[SegmentUploads | MixedUploads]
+
+
 class Machine:
     """One node on a disk. After a loss of power there is another one, on what is left."""
 
-    def __init__(self, disk: ForgetfulDisk) -> None:
+    def __init__(self, disk: ForgetfulDisk, kind: Kind = SegmentUploads) -> None:
         self.disk = disk
         threads = InPlace()
         self.driver = FilesystemDriver(ROOT, threads, disk)
-        uploads = SegmentUploads(ROOT, self.driver, threads, disk)
+        uploads = kind(ROOT, self.driver, threads, disk)
         self.blobs = BlobStore(self.driver, Catalog(self.driver))
         self.next_id = UUID
         self.uploads = UploadService(uploads, self.blobs, new_id=lambda: self.next_id)
@@ -118,11 +123,11 @@ def body(data: bytes = b"") -> Body:
     return Body(pieces(), len(data))
 
 
-def run(disk: ForgetfulDisk, scenario: Callable[[Machine], Awaitable[None]]) -> None:
+def run(disk: ForgetfulDisk, scenario: Callable[[Machine], Awaitable[None]], kind: Kind = SegmentUploads) -> None:
     """Do something as a node that was just started on this disk."""
 
     async def main() -> None:
-        await scenario(Machine(disk))
+        await scenario(Machine(disk, kind))
 
     asyncio.run(main())
 
@@ -139,16 +144,17 @@ class Scenario:
     before: Step = field(default=lambda machine: asyncio.sleep(0))
     needs: frozenset[str] = frozenset({"files", "directories"})
     """What must really be synced during `do`."""
+    kind: Kind = SegmentUploads
 
     def cut_everywhere(self, lies: frozenset[str] = frozenset()) -> int:
         """The number of steps at which the power was cut."""
         steps = 0
         while True:
             disk = ForgetfulDisk()
-            run(disk, self.before)
+            run(disk, self.before, self.kind)
             disk.lies, disk.steps_left = lies, steps
             try:
-                run(disk, self.do)
+                run(disk, self.do, self.kind)
                 acknowledged = True
             except PowerLoss:
                 acknowledged = False
@@ -159,7 +165,7 @@ class Scenario:
 
     def _look(self, disk: ForgetfulDisk, acknowledged: bool, steps: int) -> None:
         for chance in [None, *(random.Random(f"{steps} {seed}") for seed in range(CHANCES))]:
-            run(disk.crash(chance), lambda machine: self.check(machine, acknowledged))
+            run(disk.crash(chance), lambda machine: self.check(machine, acknowledged), self.kind)
 
 
 # Manifests and tags
@@ -349,6 +355,13 @@ SCENARIOS = {
     "a session that Distribution began": handed_over(),
     "a session that Distribution began in a new repository": handed_over(in_a_new_repository=True),
 }
+SCENARIOS |= {
+    f"{name}, beside Distribution": replace(scenario, kind=MixedUploads)
+    for name, scenario in SCENARIOS.items()
+    if "chunk" in name or "commit of" in name or "Distribution" in name
+}
+# It adds to a file that is there: no directory changes that anything stands on.
+SCENARIOS["a later chunk, beside Distribution"].needs = frozenset({"files"})
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
@@ -364,3 +377,75 @@ def test_a_disk_that_only_pretends_to_sync_is_found_out(scenario: Scenario, lie:
             scenario.cut_everywhere(frozenset({lie}))
     else:
         scenario.cut_everywhere(frozenset({lie}))
+
+
+# What stands on something that somebody else left half done
+
+
+def image(config: Digest) -> bytes:
+    descriptor = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": str(config), "size": 2}
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor, "layers": []}).encode()
+
+
+async def push_blob(machine: Machine, content: bytes, uuid: str) -> None:
+    machine.next_id = uuid
+    await machine.uploads.finish(await machine.begin(), Digest.of(content), body(content))
+
+
+def left_behind(steps: int) -> ForgetfulDisk | None:
+    """The disk of a node that died after so many steps of pushing a blob; None: it was done before."""
+    disk = ForgetfulDisk()
+    run(disk, lambda machine: push_blob(machine, b"another blob", ANOTHER))
+    disk.steps_left = steps
+    try:
+        run(disk, lambda machine: push_blob(machine, b"{}", UUID))
+    except PowerLoss:
+        disk.survive()
+        return disk
+    return None
+
+
+def test_a_manifest_does_not_lose_a_blob_whose_writer_died_before_it_was_durable() -> None:
+    config, seen = Digest.of(b"{}"), 0
+    for steps in itertools.count():
+        disk = left_behind(steps)
+        if disk is None:
+            break
+        pushed: list[bytes] = []
+
+        async def push(machine: Machine, pushed: list[bytes] = pushed) -> None:
+            if await machine.blob(config) is not None:
+                await machine.manifests.put(NAME, TAG, image(config), OCI_MANIFEST)
+                pushed.append(image(config))
+
+        async def check(machine: Machine) -> None:
+            assert (await machine.manifest(TAG), await machine.blob(config)) == (image(config), b"{}")
+
+        run(disk, push)
+        if pushed:
+            seen += 1
+            run(disk.crash(), check)
+    assert seen > 1
+
+
+def test_a_repeated_commit_does_not_promise_what_is_not_durable() -> None:
+    seen = 0
+    for steps in itertools.count():
+        disk = left_behind(steps)
+        if disk is None:
+            break
+        acknowledged: list[object] = []
+
+        async def commit(machine: Machine, acknowledged: list[object] = acknowledged) -> None:
+            with contextlib.suppress(UploadUnknown, DigestInvalid):  # as when the session is gone
+                state = UploadState(NAME, ANOTHER, 0, "")
+                acknowledged.append(await machine.uploads.finish(state, Digest.of(b"{}"), body()))
+
+        async def check(machine: Machine) -> None:
+            assert await machine.blob(Digest.of(b"{}")) == b"{}"
+
+        run(disk, commit)
+        if acknowledged:
+            seen += 1
+            run(disk.crash(), check)
+    assert seen > 1

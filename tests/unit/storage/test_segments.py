@@ -174,6 +174,19 @@ async def test_leftovers_that_begin_one_behind_the_other_are_all_taken_over(
     assert await content(uploads) == b"aaabbc"
 
 
+async def test_what_broke_off_is_taken_over_once_the_writer_to_which_it_gave_way_has_died(
+    tmp_path: Path, uploads: SegmentUploads
+) -> None:
+    await uploads.create(SESSION, STARTED)
+    with writer_process(tmp_path, 0, 3):
+        broken = await uploads.append(SESSION, 0, lambda _: None)
+        await broken.write([b"what came"])
+        assert not await broken.leave()
+        await broken.discard()
+    assert await content(uploads) == b"what came"
+    assert private_files(tmp_path) != []  # the shorter one is the purger's
+
+
 async def test_a_leftover_is_copied_because_its_writer_might_wake(tmp_path: Path, uploads: SegmentUploads) -> None:
     """On NFS a stopped writer can lose its lock, and its file must not become part of a blob."""
     await uploads.create(SESSION, STARTED)
@@ -442,6 +455,28 @@ async def test_what_was_to_be_sealed_is_published_although_its_caller_gave_up_be
     finally:
         free.set()
         threads.close()
+
+
+async def test_a_published_segment_is_looked_at_once(tmp_path: Path, threads: Threads) -> None:
+    looked: list[str] = []
+
+    def before(call: str, arguments: tuple[object, ...]) -> None:
+        if call == "status" and str(arguments[0]).rpartition("/")[2].isdecimal():
+            looked.append(str(arguments[0]))
+
+    uploads, other = (on(disk, tmp_path, threads) for disk in (SteppingDisk(before, lambda *_: None), Disk()))
+    await uploads.create(SESSION, STARTED)
+    for number in range(20):
+        await add(uploads if number % 2 else other, number * 3, b"abc")
+        assert await uploads.extent(SESSION) == number * 3 + 3
+    assert len(looked) == 20
+    assert await content(uploads) == b"abc" * 20
+    await uploads.commit(SESSION, 60, BLOB)
+    assert (tmp_path / BLOB).read_bytes() == b"abc" * 20
+    assert len(looked) == 20
+    await uploads.remove(SESSION)
+    await uploads.create(SESSION, STARTED)
+    assert await uploads.extent(SESSION) == 0
 
 
 def test_an_error_that_the_disk_tells_when_it_begins_to_write_is_raised(tmp_path: Path) -> None:
