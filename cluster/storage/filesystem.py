@@ -1,29 +1,27 @@
 """The storage port on a file system: POSIX names, rename and flock; local, or shared between the nodes.
 
-Owns the durable write and the locks. Upload sessions are in segments.py, paths in layout.py.
+Owns the durable write. Upload sessions are in segments.py, locks in locks.py, paths in layout.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import errno
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from cluster.storage import cached, layout
 from cluster.storage.disk import Disk
-from cluster.storage.driver import LockTimeout, NotFound
+from cluster.storage.driver import NotFound
 from cluster.storage.listings import Listings
+from cluster.storage.locks import Locks
 from cluster.storage.threads import FULL, Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
 _SETTLED = 20_000  # directories that are known to be durable: of some two thousand repositories
-_LOCK_PAUSE = (0.002, 0.1)  # seconds between two tries: the first, the longest
 
 
 class Directories:
@@ -129,6 +127,7 @@ class FilesystemDriver:
         self._try_cached = disk is None and cached.is_supported(root)
         self.directories = Directories(self._root, self._disk)
         self._listings = listings or Listings()
+        self._locks = Locks(threads, self._disk, self._closing)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -311,14 +310,8 @@ class FilesystemDriver:
     @asynccontextmanager
     async def hold(self, open_lock: Callable[[str], int], path: str, timeout: float) -> AsyncIterator[None]:
         """As `lock`, on a file that is opened in a way of the caller's."""
-        fd = await self._threads.open(open_lock, self._disk.close, path)
-        tenure = Tenure(self._closing(fd))
-        try:
-            with tenure:
-                await self._acquire(fd, path, timeout)
-                yield
-        finally:
-            tenure.end()
+        async with self._locks.hold(open_lock, path, timeout):
+            yield
 
     def _open_lock(self, path: str) -> int:
         try:
@@ -327,15 +320,6 @@ class FilesystemDriver:
             self.directories.forget()
             self.directories.ensure(os.path.dirname(path))
             return self._disk.open_lock(path)
-
-    async def _acquire(self, fd: int, path: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause, longest = _LOCK_PAUSE
-        while not await self._threads.run(self._disk.try_lock, fd):
-            if time.monotonic() >= deadline:
-                raise LockTimeout(f"{path} was locked by another writer for {timeout:g} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, longest)
 
     async def sweep(self, before: float) -> int:
         return await self._threads.run_long(self._sweep, self._full(layout.TEMPORARY), before)

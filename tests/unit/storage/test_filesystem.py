@@ -447,3 +447,54 @@ async def test_a_lock_is_held_while_its_holder_is_stopped_and_free_when_it_was_k
         process.kill()
         async with driver.lock("locks/one", 10):
             pass
+
+
+async def test_a_lock_is_got_in_the_order_in_which_it_was_asked_for(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    order: list[int] = []
+
+    async def enter(number: int) -> None:
+        async with driver.lock("locks/one", 20):
+            order.append(number)
+            await asyncio.sleep(0.003)  # longer than the first pauses of whoever comes
+
+    await asyncio.gather(*(enter(number) for number in range(32)))
+    assert order == list(range(32))
+
+
+async def test_who_gives_up_waiting_for_a_lock_is_in_nobodys_way(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+
+    async def enter(timeout: float) -> None:
+        async with driver.lock("locks/one", timeout):
+            pass
+
+    async with driver.lock("locks/one", 1):
+        cancelled, late, patient = (asyncio.create_task(enter(timeout)) for timeout in (20, 0.05, 20))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(LockTimeout):
+            await late
+    await patient
+    assert cancelled.cancelled()
+
+
+async def test_a_process_whose_queue_is_never_empty_leaves_a_lock_to_others(
+    tmp_path: Path, threads: Threads
+) -> None:
+    """The two are as two processes: flock is of the opening."""
+    busy, other = FilesystemDriver(str(tmp_path), threads), FilesystemDriver(str(tmp_path), threads)
+    held: list[str] = []
+
+    async def enter() -> None:
+        while "other" not in held:
+            async with busy.lock("locks/one", 20):
+                held.append("busy")
+                await asyncio.sleep(0.25)
+
+    writers = [asyncio.create_task(enter()) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    async with other.lock("locks/one", 20):
+        held.append("other")
+    await asyncio.gather(*writers)
+    assert held.index("other") <= 4
