@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from cluster.storage import cached, layout
-from cluster.storage.disk import Disk
+from cluster.storage.disk import Disk, look_again
 from cluster.storage.driver import NotFound
 from cluster.storage.listings import Listings
 from cluster.storage.locks import Locks
@@ -164,6 +164,7 @@ class FilesystemDriver:
                 pass
         return self._reader(*await self._threads.open(self._open, self._close_opened, full))
 
+    @look_again
     def _open(self, path: str) -> tuple[int, int]:
         return self._sized(self._disk.open(path))
 

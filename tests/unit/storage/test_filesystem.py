@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import errno
 import os
 import shutil
@@ -25,6 +26,7 @@ from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
 from cluster.storage.filesystem import Directories, FilesystemDriver, remove_tree
 from cluster.storage.segments import SegmentUploads
+from cluster.storage.sessions import Sessions
 from cluster.storage.threads import Threads
 from tests.support.disks import CALLS, ROOT, ForgetfulDisk, SteppingDisk
 from tests.support.tools import PROJECT
@@ -498,3 +500,76 @@ async def test_a_process_whose_queue_is_never_empty_leaves_a_lock_to_others(
         held.append("other")
     await asyncio.gather(*writers)
     assert held.index("other") <= 4
+
+
+# What another host has replaced
+
+
+class StaleDisk(Disk):
+    """One whose server has removed the files that were opened first."""
+
+    def __init__(self, stale: int) -> None:
+        self.stale = stale
+        self.closed = 0
+
+    def size(self, fd: int) -> int:
+        if self.stale:
+            self.stale -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return super().size(fd)
+
+    def close(self, fd: int) -> None:
+        self.closed += 1
+        super().close(fd)
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path: Path, threads: Threads) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    disk = StaleDisk(2)
+    reader = await FilesystemDriver(str(tmp_path), threads, disk).open("file")
+    assert (reader.size, disk.closed) == (7, 2)
+    reader.close()
+
+
+async def test_a_file_that_is_gone_each_time_is_an_error(tmp_path: Path, threads: Threads) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    disk = StaleDisk(100)
+    with pytest.raises(StorageError, match="Stale"):
+        await FilesystemDriver(str(tmp_path), threads, disk).open("file")
+    assert disk.closed == 100 - disk.stale < 10
+
+
+@contextmanager
+def stale_once(module: object, name: str) -> Iterator[None]:
+    """The system says at the next call that the file is stale."""
+    call, told = getattr(module, name), []
+
+    def stale(*arguments: object) -> object:
+        if not told:
+            told.append(arguments)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return call(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, stale)
+        yield
+    assert told
+
+
+def test_a_look_at_a_name_is_made_again_where_the_file_is_stale(tmp_path: Path) -> None:
+    disk, path = Disk(), str(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"content")
+    with stale_once(builtins, "open"):
+        assert disk.read(path) == b"content"
+    with stale_once(os, "stat"):
+        assert disk.status(path).size == 7
+    with stale_once(os, "listdir"):
+        assert disk.names(str(tmp_path)) == ["file"]
+    with stale_once(os, "open"):
+        disk.close(disk.open(path))
+
+
+def test_a_session_that_another_host_has_ended_is_missing(tmp_path: Path, threads: Threads) -> None:
+    sessions = Sessions(FilesystemDriver(str(tmp_path), threads), Disk())
+    with stale_once(os, "listdir"), pytest.raises(FileNotFoundError):
+        sessions.chain(str(tmp_path / "session"))
