@@ -190,9 +190,14 @@ class FilesystemDriver:
         return close if self._try_cached else partial(self._threads.leave, close)
 
     async def write(self, path: str, content: bytes) -> None:
-        await self._threads.run(self._write, self._full(path), content)
+        await self._threads.run(self._write, self._full(path), content, self._confirming())
 
-    def _write(self, path: str, content: bytes) -> None:
+    def _confirming(self) -> Callable[[], object]:
+        """What a change asks at its last moment: whether the lock that it is made under, if any, is still held."""
+        # Only a server can drop the lock of a process that lives.
+        return (None if self._try_cached else Tenure.confirming()) or _nothing
+
+    def _write(self, path: str, content: bytes, confirm: Callable[[], object]) -> None:
         """The durable write: complete and synced under another name, then renamed, then the rename is synced."""
         if self._holds(path, content) and self._settle(path):
             return
@@ -206,6 +211,7 @@ class FilesystemDriver:
                 self._disk.sync(fd)
             finally:
                 self._disk.close(fd)
+            confirm()
             self.place(temporary, path)
         except OSError:
             self._drop(temporary)
@@ -294,9 +300,10 @@ class FilesystemDriver:
         return (await self._threads.run(self._disk.status, full)).stamp
 
     async def remove(self, path: str) -> None:
-        await self._threads.run(self._remove, self._full(path))
+        await self._threads.run(self._remove, self._full(path), self._confirming())
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, path: str, confirm: Callable[[], object]) -> None:
+        confirm()
         try:
             self._disk.unlink(path)
         except IsADirectoryError:
@@ -396,6 +403,10 @@ class FilesystemDriver:
             self._disk.close(fd)
             self._drop(first)
             self._drop(second)
+
+
+def _nothing() -> None:
+    pass
 
 
 def remove_tree(disk: Disk, path: str) -> None:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 from cluster.storage.disk import Disk
@@ -59,7 +60,7 @@ class Locks:
                 await asyncio.sleep(_BREAK)
                 in_hand = False
             fd = await self._threads.open(open_lock, self._disk.close, path)
-            tenure = Tenure(self._closing(fd))
+            tenure = Tenure(self._closing(fd), partial(self._disk.confirm_lock, fd))
             try:
                 with tenure:
                     tries = await self._acquire(fd, path, timeout, deadline)

@@ -202,10 +202,19 @@ class Threads:
 class Tenure:
     """Holds something (a descriptor) until it is given up and the last call begun under it has ended."""
 
-    def __init__(self, release: Callable[[], object]) -> None:
+    def __init__(self, release: Callable[[], object], confirm: Callable[[], object] | None = None) -> None:
+        """`confirm` asks, in a thread, whether it is still held: OSError where it is known to be lost."""
         self._release = release
+        self._confirm = confirm
         self._running = 0
         self._over = self._released = False
+
+    @staticmethod
+    def confirming() -> Callable[[], object] | None:
+        """How a call that is begun at this moment makes sure that what it is begun under is still held."""
+        tenure = _current.get()
+        # A task that outlives the block must not ask: the descriptor may be another file's by now.
+        return None if tenure is None or tenure._released else tenure._confirm
 
     def begin(self) -> None:
         """A call begins; `release` waits for it."""

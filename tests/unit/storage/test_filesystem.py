@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -500,6 +501,78 @@ async def test_a_process_whose_queue_is_never_empty_leaves_a_lock_to_others(
         held.append("other")
     await asyncio.gather(*writers)
     assert held.index("other") <= 4
+
+
+class LosingDisk(Disk):
+    """One whose server drops the lock of a node that it did not hear of, and gives it to the next who asks."""
+
+    def __init__(self) -> None:
+        self.lost: set[int] = set()
+        self.confirmed: list[int] = []
+        self.locked = -1
+
+    def open_lock(self, path: str) -> int:
+        self.locked = super().open_lock(path)
+        return self.locked
+
+    def lose(self) -> None:
+        fcntl.flock(self.locked, fcntl.LOCK_UN)
+        self.lost.add(self.locked)
+
+    def confirm_lock(self, fd: int) -> None:
+        super().confirm_lock(fd)
+        self.confirmed.append(fd)
+        if fd in self.lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("change", ["write", "remove"])
+async def test_who_has_lost_a_lock_to_another_node_changes_nothing(
+    tmp_path: Path, threads: Threads, change: str
+) -> None:
+    disk = LosingDisk()
+    driver, other = FilesystemDriver(str(tmp_path), threads, disk), FilesystemDriver(str(tmp_path), threads)
+    await driver.write("tag", b"before")
+    assert not disk.confirmed, "under no lock there is nothing to be asked"
+    async with driver.lock("locks/one", 1):
+        await driver.write("tag", b"ours")
+        assert disk.confirmed == [disk.locked]
+        disk.lose()
+        async with other.lock("locks/one", 1):
+            await other.write("tag", b"theirs")
+        with pytest.raises(StorageError, match="error"):
+            await (driver.write("tag", b"late") if change == "write" else driver.remove("tag"))
+    assert await other.read("tag") == b"theirs"
+    assert os.listdir(tmp_path / layout.TEMPORARY) == []
+
+
+async def test_a_task_that_outlives_the_lock_asks_nothing_of_its_descriptor(
+    tmp_path: Path, threads: Threads
+) -> None:
+    """By then it may be another file's."""
+    disk, over = LosingDisk(), asyncio.Event()
+    driver = FilesystemDriver(str(tmp_path), threads, disk)
+
+    async def later() -> None:
+        await over.wait()
+        await driver.write("file", b"content")
+
+    async with driver.lock("locks/one", 1):
+        task = asyncio.create_task(later())
+    over.set()
+    await task
+    assert not disk.confirmed
+
+
+async def test_a_lock_is_confirmed_where_there_is_no_room(tmp_path: Path) -> None:
+    """A tag can be deleted then; that is how room is made."""
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        Disk().confirm_lock(full)
+    finally:
+        os.close(full)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Disk().confirm_lock(full)
 
 
 # What another host has replaced
