@@ -11,8 +11,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 _COPY_CHUNK = 1 << 30  # bytes asked of the kernel in one copy_file_range
 _READ_CHUNK = 256 * 1024
@@ -22,6 +24,29 @@ _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctype
 _RANGE_WRITE = 2
 _NO_SYNC_RANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE)
 _NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_LOOKS = 3  # at a name whose file goes whenever it is found
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def look_again(look: Callable[P, T]) -> Callable[P, T]:
+    """Have a reading by name begun again when the file that it met is gone (ESTALE), as NFS tells of one.
+
+    The server removes a link over which another host renames a new one, whoever has just found the old one there.
+    Looked up again, the name leads to the new one; or to nothing, where a session or a tag has ended.
+    """
+
+    @wraps(look)
+    def looking(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(_LOOKS - 1):
+            try:
+                return look(*args, **kwargs)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        return look(*args, **kwargs)
+
+    return looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +62,7 @@ class Status:
 class Disk:
     """The real one."""
 
+    @look_again
     def read(self, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
@@ -52,10 +78,12 @@ class Disk:
                 start += len(piece)
                 yield piece
 
+    @look_again
     def status(self, path: str) -> Status:
         found = os.stat(path)
         return Status(found.st_size, found.st_mtime, found.st_mtime_ns, stat.S_ISDIR(found.st_mode))
 
+    @look_again
     def names(self, path: str) -> list[str]:
         return os.listdir(path)
 
@@ -67,6 +95,7 @@ class Disk:
         """A file that is only ever locked; made when missing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
+    @look_again
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -154,6 +183,20 @@ class Disk:
         except BlockingIOError:
             return False
         return True
+
+    def confirm_lock(self, fd: int) -> None:
+        """Ask the server for something by the lock's descriptor: EIO where it has dropped the lock meanwhile.
+
+        An NFS client that a server has not heard of for a lease (90 s) may lose its locks to others. Linux lets no
+        bytes through such a descriptor (fcntl(2), "Lost locks"), and reads what it has in its cache; so a byte is
+        written, which nobody reads. That there is no room for it is an answer as well.
+        """
+        try:
+            os.pwrite(fd, b"\n", 0)
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def is_locked(self, fd: int) -> bool:
         """Whether another opening of the file holds its lock.

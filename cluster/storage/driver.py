@@ -104,7 +104,9 @@ class Driver(Protocol):
         """Exclude all other holders of this lock, on every node, for the block.
 
         Asked for until `timeout` seconds have passed, then LockTimeout. Dropped when the holder's process dies;
-        never broken by time (rule T2). Where giving it back takes somebody's answer (NFS, FUSE), nobody waits for
+        never broken by time (rule T2). Where storage can lose it all the same (NFS, for a node that was cut off
+        longer than the lease), `write` and `remove` within the block look at the last moment: StorageError, and
+        nothing has changed. Where giving it back takes somebody's answer (NFS, FUSE), nobody waits for
         that: it is free a moment after the block.
         """
 

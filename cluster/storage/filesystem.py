@@ -1,30 +1,28 @@
 """The storage port on a file system: POSIX names, rename and flock; local, or shared between the nodes.
 
-Owns the durable write and the locks. Upload sessions are in segments.py, paths in layout.py.
+Owns the durable write. Upload sessions are in segments.py, locks in locks.py, paths in layout.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import errno
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from cluster.storage import cached, layout
-from cluster.storage.disk import Disk
-from cluster.storage.driver import LockTimeout, NotFound
+from cluster.storage.disk import Disk, look_again
+from cluster.storage.driver import NotFound
 from cluster.storage.listings import Listings
+from cluster.storage.locks import Locks
 from cluster.storage.settled import Settled
 from cluster.storage.threads import FULL, Tenure, Threads
 
 CHUNK = 256 * 1024  # bytes of a blob held at a time for one reader
 _SETTLED = 20_000  # directories that are known to be durable: of some two thousand repositories
-_LOCK_PAUSE = (0.002, 0.1)  # seconds between two tries: the first, the longest
 
 
 class Directories:
@@ -131,6 +129,7 @@ class FilesystemDriver:
         self.directories = Directories(self._root, self._disk)
         self._settled = Settled(self._now)
         self._listings = listings or Listings()
+        self._locks = Locks(threads, self._disk, self._closing)
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -167,6 +166,7 @@ class FilesystemDriver:
                 pass
         return self._reader(*await self._threads.open(self._open, self._close_opened, full))
 
+    @look_again
     def _open(self, path: str) -> tuple[int, int]:
         return self._sized(self._disk.open(path))
 
@@ -192,9 +192,14 @@ class FilesystemDriver:
         return close if self._try_cached else partial(self._threads.leave, close)
 
     async def write(self, path: str, content: bytes) -> None:
-        await self._threads.run(self._write, self._full(path), content)
+        await self._threads.run(self._write, self._full(path), content, self._confirming())
 
-    def _write(self, path: str, content: bytes) -> None:
+    def _confirming(self) -> Callable[[], object]:
+        """What a change asks at its last moment: whether the lock that it is made under, if any, is still held."""
+        # Only a server can drop the lock of a process that lives.
+        return (None if self._try_cached else Tenure.confirming()) or _nothing
+
+    def _write(self, path: str, content: bytes, confirm: Callable[[], object]) -> None:
         """The durable write: complete and synced under another name, then renamed, then the rename is synced."""
         if self._holds(path, content) and self._settle(path):
             return
@@ -209,6 +214,7 @@ class FilesystemDriver:
             finally:
                 self._disk.close(fd)
             stamp = self._disk.status(temporary).stamp
+            confirm()
             self.place(temporary, path)
             self._settled.note(path, stamp)
         except OSError:
@@ -309,9 +315,10 @@ class FilesystemDriver:
         return (await self._threads.run(self._disk.status, full)).stamp
 
     async def remove(self, path: str) -> None:
-        await self._threads.run(self._remove, self._full(path))
+        await self._threads.run(self._remove, self._full(path), self._confirming())
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, path: str, confirm: Callable[[], object]) -> None:
+        confirm()
         try:
             self._disk.unlink(path)
         except IsADirectoryError:
@@ -326,14 +333,8 @@ class FilesystemDriver:
     @asynccontextmanager
     async def hold(self, open_lock: Callable[[str], int], path: str, timeout: float) -> AsyncIterator[None]:
         """As `lock`, on a file that is opened in a way of the caller's."""
-        fd = await self._threads.open(open_lock, self._disk.close, path)
-        tenure = Tenure(self._closing(fd))
-        try:
-            with tenure:
-                await self._acquire(fd, path, timeout)
-                yield
-        finally:
-            tenure.end()
+        async with self._locks.hold(open_lock, path, timeout):
+            yield
 
     def _open_lock(self, path: str) -> int:
         try:
@@ -342,15 +343,6 @@ class FilesystemDriver:
             self.directories.forget()
             self.directories.ensure(os.path.dirname(path))
             return self._disk.open_lock(path)
-
-    async def _acquire(self, fd: int, path: str, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause, longest = _LOCK_PAUSE
-        while not await self._threads.run(self._disk.try_lock, fd):
-            if time.monotonic() >= deadline:
-                raise LockTimeout(f"{path} was locked by another writer for {timeout:g} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, longest)
 
     async def sweep(self, before: float) -> int:
         return await self._threads.run_long(self._sweep, self._full(layout.TEMPORARY), before)
@@ -426,6 +418,10 @@ class FilesystemDriver:
             self._disk.close(fd)
             self._drop(first)
             self._drop(second)
+
+
+def _nothing() -> None:
+    pass
 
 
 def remove_tree(disk: Disk, path: str) -> None:

@@ -7,6 +7,7 @@ files, and the rules that keep them right between nodes, are those of sessions.p
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -23,7 +24,7 @@ _WRITEBACK = 8 * 1024 * 1024  # bytes after which the disk is told to begin: the
 # Bytes written at once, at multiples of themselves. The page cache keeps them in a piece of that size; larger ones
 # are less work, but often of memory that nobody has touched for long, which a virtual machine must be given first.
 _UNIT = 64 * 1024
-_TURN = 8 * 1024 * 1024  # bytes after which an upload that fills a thread lets others have it
+_TURN = 0.05  # seconds after which an upload that fills a thread lets others have it, however slow storage is
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,12 +64,14 @@ class _Writer:
         return await filling
 
     def _fill(self, take: Take) -> bool:
-        stop = self.size + _TURN
-        while self.size < stop and (data := take(_UNIT - self.size % _UNIT)):
+        stop = time.monotonic() + _TURN
+        while data := take(_UNIT - self.size % _UNIT):
             self._observe(data)
             self._write(data)
             self.size += len(data)
-        return self.size >= stop
+            if time.monotonic() >= stop:
+                return True
+        return False
 
     def _write(self, data: bytes | memoryview) -> None:
         self._disk.write_at(self._fd, data, self.size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -41,12 +42,15 @@ def translate(error: OSError) -> StorageError:
 class _Call(Generic[T]):
     """A call on its way to a thread and back. Made and delivered on the event loop."""
 
-    __slots__ = ("_call", "_close", "_error", "_has_run", "_result", "loop", "outcome", "tenure")
+    __slots__ = ("_call", "_close", "_error", "_has_run", "_result", "is_long", "loop", "outcome", "tenure")
 
-    def __init__(self, call: Callable[[], T], close: Callable[[T], object] | None) -> None:
+    def __init__(
+        self, call: Callable[[], T], close: Callable[[T], object] | None = None, *, is_long: bool = False
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[T] = self.loop.create_future()
         self.tenure = _current.get()
+        self.is_long = is_long
         self._call = call
         self._close = close
         self._has_run = False
@@ -86,7 +90,11 @@ class _Call(Generic[T]):
 
 
 class Threads:
-    """Runs blocking calls; at most `size` at a time, each waited for at most `limit` seconds.
+    """Runs blocking calls; at most `size` at a time, small ones waited for at most `limit` seconds.
+
+    Long calls, such as those that move the bytes of transfers, take three threads of four and wait for one another
+    in a line of their own: however many bodies come faster than they are stored, a small call finds a thread, and
+    the node's probe, which is one, tells of storage and not of the load.
 
     Not concurrent.futures, whose futures with their locks cost three times what these hand-offs do; uploads make
     one for each batch.
@@ -98,12 +106,15 @@ class Threads:
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._started = 0
         self._pending = 0  # calls that wait for a thread or are under way
+        self._most_long = size - size // 4
+        self._long = 0  # those of them that are long
+        self._waiting: deque[_Call[Any]] = deque()  # long ones that are not among them yet
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The outcome of a small call. StorageTimeout after the limit; the call itself may still take place."""
         try:
             async with asyncio.timeout(self._limit):
-                return await self.begin(call, *args, **kwargs)
+                return await self._begin(_Call(partial(call, *args, **kwargs))).outcome
         except TimeoutError:
             raise StorageTimeout(f"storage did not answer within {self._limit:g} s") from None
 
@@ -128,20 +139,28 @@ class Threads:
 
     def begin(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """As `run_long`, for a caller that has something to do meanwhile. StorageError: it cannot take place."""
-        return self._begin(_Call(partial(call, *args, **kwargs), None)).outcome
+        return self._begin(_Call(partial(call, *args, **kwargs), is_long=True)).outcome
 
     def leave(self, call: Callable[[], object]) -> None:
         """Have a call made that nobody waits for, as a close is: a server may be told of it, and be waited for."""
-        self._begin(_Call(call, None))
+        self._begin(_Call(call))
 
     def _begin(self, call: _Call[T]) -> _Call[T]:
-        if self._started < min(self._pending + 1, self._size):
+        has_to_wait = call.is_long and self._long == self._most_long
+        if not has_to_wait and self._started < min(self._pending + 1, self._size):
             self._start()
         if call.tenure is not None:
             call.tenure.begin()
-        self._pending += 1
-        self._calls.put(call)
+        if has_to_wait:
+            self._waiting.append(call)
+        else:
+            self._enter(call)
         return call
+
+    def _enter(self, call: _Call[Any]) -> None:
+        self._pending += 1
+        self._long += call.is_long
+        self._calls.put(call)
 
     def _start(self) -> None:
         # A daemon: the process ends although a call hangs.
@@ -166,6 +185,9 @@ class Threads:
 
     def _end(self, call: _Call[Any]) -> None:
         self._pending -= 1
+        self._long -= call.is_long
+        if call.is_long and self._waiting:
+            self._enter(self._waiting.popleft())
         if call.tenure is not None:
             call.tenure.ended()
         if undo := call.deliver():
@@ -180,10 +202,19 @@ class Threads:
 class Tenure:
     """Holds something (a descriptor) until it is given up and the last call begun under it has ended."""
 
-    def __init__(self, release: Callable[[], object]) -> None:
+    def __init__(self, release: Callable[[], object], confirm: Callable[[], object] | None = None) -> None:
+        """`confirm` asks, in a thread, whether it is still held: OSError where it is known to be lost."""
         self._release = release
+        self._confirm = confirm
         self._running = 0
         self._over = self._released = False
+
+    @staticmethod
+    def confirming() -> Callable[[], object] | None:
+        """How a call that is begun at this moment makes sure that what it is begun under is still held."""
+        tenure = _current.get()
+        # A task that outlives the block must not ask: the descriptor may be another file's by now.
+        return None if tenure is None or tenure._released else tenure._confirm
 
     def begin(self) -> None:
         """A call begins; `release` waits for it."""

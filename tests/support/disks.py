@@ -169,6 +169,10 @@ class ForgetfulDisk(Disk):
             return True
         return False
 
+    def confirm_lock(self, fd: int) -> None:
+        self._look()
+        assert fd in self._open
+
     def is_locked(self, fd: int) -> bool:
         self._look()
         file = self._open[fd]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -25,6 +27,7 @@ from cluster.storage.disk import Disk
 from cluster.storage.driver import LockTimeout, NotFound
 from cluster.storage.filesystem import Directories, FilesystemDriver, remove_tree
 from cluster.storage.segments import SegmentUploads
+from cluster.storage.sessions import Sessions
 from cluster.storage.threads import Threads
 from tests.support.disks import CALLS, ROOT, ForgetfulDisk, SteppingDisk
 from tests.support.tools import PROJECT
@@ -447,3 +450,199 @@ async def test_a_lock_is_held_while_its_holder_is_stopped_and_free_when_it_was_k
         process.kill()
         async with driver.lock("locks/one", 10):
             pass
+
+
+async def test_a_lock_is_got_in_the_order_in_which_it_was_asked_for(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+    order: list[int] = []
+
+    async def enter(number: int) -> None:
+        async with driver.lock("locks/one", 20):
+            order.append(number)
+            await asyncio.sleep(0.003)  # longer than the first pauses of whoever comes
+
+    await asyncio.gather(*(enter(number) for number in range(32)))
+    assert order == list(range(32))
+
+
+async def test_who_gives_up_waiting_for_a_lock_is_in_nobodys_way(tmp_path: Path, threads: Threads) -> None:
+    driver = FilesystemDriver(str(tmp_path), threads)
+
+    async def enter(timeout: float) -> None:
+        async with driver.lock("locks/one", timeout):
+            pass
+
+    async with driver.lock("locks/one", 1):
+        cancelled, late, patient = (asyncio.create_task(enter(timeout)) for timeout in (20, 0.05, 20))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(LockTimeout):
+            await late
+    await patient
+    assert cancelled.cancelled()
+
+
+async def test_a_process_whose_queue_is_never_empty_leaves_a_lock_to_others(
+    tmp_path: Path, threads: Threads
+) -> None:
+    """The two are as two processes: flock is of the opening."""
+    busy, other = FilesystemDriver(str(tmp_path), threads), FilesystemDriver(str(tmp_path), threads)
+    held: list[str] = []
+
+    async def enter() -> None:
+        while "other" not in held:
+            async with busy.lock("locks/one", 20):
+                held.append("busy")
+                await asyncio.sleep(0.25)
+
+    writers = [asyncio.create_task(enter()) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    async with other.lock("locks/one", 20):
+        held.append("other")
+    await asyncio.gather(*writers)
+    assert held.index("other") <= 4
+
+
+class LosingDisk(Disk):
+    """One whose server drops the lock of a node that it did not hear of, and gives it to the next who asks."""
+
+    def __init__(self) -> None:
+        self.lost: set[int] = set()
+        self.confirmed: list[int] = []
+        self.locked = -1
+
+    def open_lock(self, path: str) -> int:
+        self.locked = super().open_lock(path)
+        return self.locked
+
+    def lose(self) -> None:
+        fcntl.flock(self.locked, fcntl.LOCK_UN)
+        self.lost.add(self.locked)
+
+    def confirm_lock(self, fd: int) -> None:
+        super().confirm_lock(fd)
+        self.confirmed.append(fd)
+        if fd in self.lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("change", ["write", "remove"])
+async def test_who_has_lost_a_lock_to_another_node_changes_nothing(
+    tmp_path: Path, threads: Threads, change: str
+) -> None:
+    disk = LosingDisk()
+    driver, other = FilesystemDriver(str(tmp_path), threads, disk), FilesystemDriver(str(tmp_path), threads)
+    await driver.write("tag", b"before")
+    assert not disk.confirmed, "under no lock there is nothing to be asked"
+    async with driver.lock("locks/one", 1):
+        await driver.write("tag", b"ours")
+        assert disk.confirmed == [disk.locked]
+        disk.lose()
+        async with other.lock("locks/one", 1):
+            await other.write("tag", b"theirs")
+        with pytest.raises(StorageError, match="error"):
+            await (driver.write("tag", b"late") if change == "write" else driver.remove("tag"))
+    assert await other.read("tag") == b"theirs"
+    assert os.listdir(tmp_path / layout.TEMPORARY) == []
+
+
+async def test_a_task_that_outlives_the_lock_asks_nothing_of_its_descriptor(
+    tmp_path: Path, threads: Threads
+) -> None:
+    """By then it may be another file's."""
+    disk, over = LosingDisk(), asyncio.Event()
+    driver = FilesystemDriver(str(tmp_path), threads, disk)
+
+    async def later() -> None:
+        await over.wait()
+        await driver.write("file", b"content")
+
+    async with driver.lock("locks/one", 1):
+        task = asyncio.create_task(later())
+    over.set()
+    await task
+    assert not disk.confirmed
+
+
+async def test_a_lock_is_confirmed_where_there_is_no_room(tmp_path: Path) -> None:
+    """A tag can be deleted then; that is how room is made."""
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        Disk().confirm_lock(full)
+    finally:
+        os.close(full)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Disk().confirm_lock(full)
+
+
+# What another host has replaced
+
+
+class StaleDisk(Disk):
+    """One whose server has removed the files that were opened first."""
+
+    def __init__(self, stale: int) -> None:
+        self.stale = stale
+        self.closed = 0
+
+    def size(self, fd: int) -> int:
+        if self.stale:
+            self.stale -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return super().size(fd)
+
+    def close(self, fd: int) -> None:
+        self.closed += 1
+        super().close(fd)
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(tmp_path: Path, threads: Threads) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    disk = StaleDisk(2)
+    reader = await FilesystemDriver(str(tmp_path), threads, disk).open("file")
+    assert (reader.size, disk.closed) == (7, 2)
+    reader.close()
+
+
+async def test_a_file_that_is_gone_each_time_is_an_error(tmp_path: Path, threads: Threads) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    disk = StaleDisk(100)
+    with pytest.raises(StorageError, match="Stale"):
+        await FilesystemDriver(str(tmp_path), threads, disk).open("file")
+    assert disk.closed == 100 - disk.stale < 10
+
+
+@contextmanager
+def stale_once(module: object, name: str) -> Iterator[None]:
+    """The system says at the next call that the file is stale."""
+    call, told = getattr(module, name), []
+
+    def stale(*arguments: object) -> object:
+        if not told:
+            told.append(arguments)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return call(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, stale)
+        yield
+    assert told
+
+
+def test_a_look_at_a_name_is_made_again_where_the_file_is_stale(tmp_path: Path) -> None:
+    disk, path = Disk(), str(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"content")
+    with stale_once(builtins, "open"):
+        assert disk.read(path) == b"content"
+    with stale_once(os, "stat"):
+        assert disk.status(path).size == 7
+    with stale_once(os, "listdir"):
+        assert disk.names(str(tmp_path)) == ["file"]
+    with stale_once(os, "open"):
+        disk.close(disk.open(path))
+
+
+def test_a_session_that_another_host_has_ended_is_missing(tmp_path: Path, threads: Threads) -> None:
+    sessions = Sessions(FilesystemDriver(str(tmp_path), threads), Disk())
+    with stale_once(os, "listdir"), pytest.raises(FileNotFoundError):
+        sessions.chain(str(tmp_path / "session"))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -495,6 +496,24 @@ def test_where_the_disk_cannot_begin_early_nothing_happens() -> None:
     finally:
         for fd in ends:
             os.close(fd)
+
+
+class SlowDisk(Disk):
+    """One that takes a while for each write."""
+
+    def write_at(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        time.sleep(0.02)
+        super().write_at(fd, data, offset)
+
+
+async def test_an_upload_gives_its_thread_back_although_storage_is_slow(tmp_path: Path, threads: Threads) -> None:
+    disk = SlowDisk()
+    uploads = SegmentUploads(str(tmp_path), FilesystemDriver(str(tmp_path), threads, disk), threads, disk)
+    await uploads.create(SESSION, STARTED)
+    writer = await uploads.append(SESSION, 0, lambda _: None)
+    assert await writer.fill(bytes), "there is more"
+    assert writer.size < 1024 * 1024
+    await writer.discard()
 
 
 class WatchedDisk(Disk):

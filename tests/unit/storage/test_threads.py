@@ -192,6 +192,45 @@ async def test_a_call_that_was_begun_goes_on_while_its_caller_does_something_els
     assert await begun
 
 
+async def test_long_calls_leave_threads_to_small_ones_and_all_have_their_turn(
+    quick: Threads, disk: HangingDisk
+) -> None:
+    """A body that comes faster than it is stored keeps a thread busy; small requests must find one."""
+    disk.let_go.clear()
+    done: list[int] = []
+
+    def transfer(number: int) -> None:
+        disk._wait()
+        done.append(number)
+
+    transfers = [quick.begin(transfer, number) for number in range(20)]
+    await until(disk.hanging.is_set, "the first hangs")
+    assert await quick.run(lambda: "answered") == "answered"
+    fd = await quick.open(os.open, os.close, os.devnull, os.O_RDONLY)
+    quick.leave(lambda: os.close(fd))
+    disk.let_go.set()
+    await asyncio.gather(*transfers)
+    assert sorted(done) == list(range(20))
+
+
+async def test_a_long_call_that_was_given_up_before_it_had_its_turn_does_not_take_place(
+    quick: Threads, disk: HangingDisk
+) -> None:
+    disk.let_go.clear()
+    released: list[str] = []
+    took_place: list[str] = []
+    tenure = Tenure(lambda: released.append("released"))
+    transfers = [quick.begin(disk._wait) for _ in range(4)]
+    with tenure:
+        quick.begin(took_place.append, "late").cancel()
+    tenure.end()
+    assert released == []
+    disk.let_go.set()
+    await asyncio.gather(*transfers)
+    await until(lambda: released, "the tenure ends when the call is left out")
+    assert took_place == []
+
+
 async def test_there_are_no_more_threads_than_calls_at_a_time(threads: Threads) -> None:
     seen = {await threads.run(threading.get_ident) for _ in range(20)}
     assert len(seen) == 1
