@@ -11,10 +11,12 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from functools import partial
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from cluster import addresses, joining, logs, secretfile
 from cluster.api.edge import Patience
@@ -34,9 +36,30 @@ from cluster.tls import ServedCertificate, is_served
 
 _DISCONNECT_GRACE = 60  # seconds for storing what came before a client left
 _HEADER_LIMIT = 20 * 1024  # bytes of a header; a token of the longest kind fits (auth/tokens.py)
+_STOOD_STILL = 5.0  # seconds between two looks at the workers, of which there is one a second
 _LINE_LIMIT = 8190  # bytes of a request line: names, tokens and ten tags fit; also gunicorn's largest
 
 _log = logging.getLogger(__name__)
+
+
+class PatientArbiter(Arbiter):  # type: ignore[misc]
+    """An arbiter that knows when it stood still itself: a paused machine, or a SIGSTOP to the whole node.
+
+    Its workers have given no sign of life for as long, and would be killed on waking, with all that they serve.
+    """
+
+    def __init__(self, app: BaseApplication) -> None:
+        super().__init__(app)
+        self._looked = time.monotonic()  # at the workers
+        self._spared = self._looked  # until when they have time to give a sign
+
+    def murder_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._looked > _STOOD_STILL:
+            self._spared = now + self.timeout
+        self._looked = now
+        if now >= self._spared:
+            super().murder_workers()
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -61,6 +84,10 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._tally = Tally()
         self._company = joining.Company(config, keys, identity)
         super().__init__()
+
+    def run(self) -> None:
+        """Serve until a signal. SystemExit at the end."""
+        PatientArbiter(self).run()
 
     def load_config(self) -> None:
         for key, value in self._options.items():
