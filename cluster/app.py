@@ -33,7 +33,7 @@ from cluster.auth.build import Closed, ClosedTokenServer, build_authenticator, b
 from cluster.auth.grants import TokenServer
 from cluster.background import Background, Task
 from cluster.errors import ConfigError
-from cluster.identity import Identity, identify
+from cluster.identity import Identity, has_mark, identify
 from cluster.logs import AccessLog
 from cluster.outlet import Outlet
 from cluster.patterns import Pattern
@@ -50,7 +50,7 @@ from cluster.state.build import build_state
 from cluster.state.shared import SharedState
 from cluster.state.store import Node
 from cluster.storage import layout
-from cluster.storage.driver import Driver, Uploads
+from cluster.storage.driver import Driver, StorageReplaced, Uploads
 from cluster.storage.filesystem import CHUNK, FilesystemDriver
 from cluster.storage.memory import MemoryDriver, MemoryUploads
 from cluster.storage.mixed import MixedUploads
@@ -176,7 +176,7 @@ def build(
     tally: Tally | None = None,
 ) -> Application:
     """An application on the storage that the configuration names. Call it in the process that will serve."""
-    driver, uploads = storage(config)
+    driver, uploads = storage(config, identity)
     state = build_state(config.redis, secrets)
     return create_app(
         config,
@@ -212,8 +212,8 @@ def _or_closed(
         return closed(make, trouble)
 
 
-def storage(config: Config) -> tuple[Driver, Uploads]:
-    """The driver that the configuration names."""
+def storage(config: Config, identity: Identity | None = None) -> tuple[Driver, Uploads]:
+    """The driver that the configuration names; its probe looks for the mark of this node, if it has left one."""
     if config.storage.driver == "inmemory":
         memory = MemoryDriver()
         return memory, MemoryUploads(memory)
@@ -221,9 +221,22 @@ def storage(config: Config) -> tuple[Driver, Uploads]:
     root = data_directory(config)
     threads = Threads(settings.maxthreads, STORAGE_LIMIT)
     writable = not config.storage.maintenance.readonly.enabled
-    driver = FilesystemDriver(root, threads, writable=writable, chunk=_TLS_CHUNK if is_served(config) else CHUNK)
+    driver = FilesystemDriver(
+        root,
+        threads,
+        writable=writable,
+        chunk=_TLS_CHUNK if is_served(config) else CHUNK,
+        recognise=partial(_recognise, root, identity) if identity and identity.mark else lambda: None,
+    )
     uploads = MixedUploads if config.cluster.mixed else SegmentUploads
     return driver, uploads(root, driver, threads)
+
+
+def _recognise(root: str, me: Identity) -> None:
+    """StorageReplaced where a mount went away: the directory below it answers, and no other node sees it."""
+    if not has_mark(root, me.name, me.mark, me.started):
+        place = f"{root}/{layout.NODES}"
+        raise StorageReplaced(f"the mark of this node is not in {place}: is what is mounted there what was?")
 
 
 def data_directory(config: Config) -> str:

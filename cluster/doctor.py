@@ -1,8 +1,8 @@
 """Do the nodes of a cluster agree: on their keys, their storage, their Redis, their clocks, versions and `mixed`?
 
-Asked by `registry-cluster doctor`, and by every node at its start, which refuses to start when it could not work
-with a node that answers. One that cannot be reached is no reason, nor is anything about Redis; a node that serves
-is never stopped by this. The others are those of `cluster.nodes`, and those whose heartbeat is in Redis.
+Asked by `registry-cluster doctor`, and by every node that joins (joining.py). The others are those of
+`cluster.nodes`, and those whose heartbeat is in Redis. One that cannot be reached is no refusal, nor is anything
+about Redis.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.app import data_directory
 from cluster.errors import StateError
-from cluster.identity import Identity, identify, read_mark
+from cluster.identity import Identity, has_mark, identify
 from cluster.peers import UNANSWERED, ask
 from cluster.settings import Config, Redis
 from cluster.state.build import open_store, servers
@@ -65,6 +65,11 @@ class Finding:
         if self.node:
             return self.name, float(self.node.get("started", 0))
         return (self.name, self.heartbeat.started) if self.heartbeat else None
+
+    def precedes(self, me: Identity) -> bool:
+        """Whether it answers, and started earlier. Both say the same of the two, whatever their clocks say."""
+        node = self.node
+        return node is not None and (node.get("started", 0), str(node.get("mark"))) < (me.started, me.mark)
 
 
 def examine(config: Config, keys: Sequence[bytes]) -> tuple[list[str], bool]:
@@ -133,8 +138,8 @@ def compare(
     """Ask all nodes side by side; `directory` is this node's data, None where it has none to compare.
 
     `trust`: by which nodes with TLS are known.
-    `starting`: this is a node that is about to serve, so another one with its name is one too many. Otherwise it is
-    somebody who looks with the configuration of a node, and that node is only one of those asked.
+    `starting`: this is a node that joins, so another one with its name is one too many, and itself is left out.
+    Otherwise it is somebody who looks with the configuration of a node, and that node is only one of those asked.
     """
     asked = [Finding(url) for url in urls]
     for beat in heartbeats.nodes if heartbeats else ():
@@ -144,7 +149,8 @@ def compare(
             asked.append(Finding(beat.url, beat))
     if not asked:
         return []
-    findings = _each_once(_ask_all(asked, trust))
+    # Whoever of `urls` has our name and our start is ourselves.
+    findings = [finding for finding in _each_once(_ask_all(asked, trust)) if finding.life != (me.name, me.started)]
     for finding in findings:
         if finding.node is None:
             _compare_heartbeat(me, finding)
@@ -153,7 +159,7 @@ def compare(
         if starting and finding.name == me.name:
             finding.refusals.append(f"it has the name of this node, {me.name}: give each its own (cluster.name)")
         elif directory is not None:
-            finding.refusals += _compare_storage(directory, finding.name, finding.node)
+            _compare_storage(directory, finding, finding.node)
         if finding.clock > _CLOCK:
             finding.warnings.append(f"its clock differs by {finding.clock:.0f} s")
         finding.warnings += [*_compare_versions(me, finding.node), *_compare_mixed(me, finding.node)]
@@ -242,11 +248,19 @@ def _compare_keys(me: Identity, node: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _compare_storage(directory: str, name: str, node: dict[str, Any]) -> list[str]:
-    mark = node.get("mark")
-    if not mark or mark == read_mark(directory, name):  # one that must not write has left none
-        return []
-    return [f"it works on another storage: its mark is not in {directory}/{layout.NODES} (the same mount on both?)"]
+def _compare_storage(directory: str, finding: Finding, node: dict[str, Any]) -> None:
+    mark, place = node.get("mark"), f"{directory}/{layout.NODES}"
+    if not mark:  # one that must not write has left none
+        return
+    try:
+        is_here = has_mark(directory, finding.name, mark, node.get("started", 0))
+    except OSError as error:
+        finding.warnings.append(f"whether it works on the same storage is not known: {error}")
+        return
+    if not is_here:
+        finding.refusals.append(
+            f"it works on another storage: its mark is not in {place} (the same mount on both?)"
+        )
 
 
 def _compare_versions(me: Identity, node: dict[str, Any]) -> list[str]:

@@ -72,10 +72,15 @@ def write_mark(directory: str, identity: Identity) -> None:
     files.replace(path, json.dumps(mark).encode(), mode=0o644)
 
 
-def read_mark(directory: str, name: str) -> str | None:
-    """The mark that a node of this name left on this storage; None when there is none."""
+def has_mark(directory: str, name: str, mark: str, started: float) -> bool:
+    """Whether the mark of this start of a node is on this storage, or was, until it made room for a later one.
+
+    A name has one mark: a node that was restarted replaces that of its former life, which may be ending still.
+    OSError when storage cannot be asked.
+    """
     try:
         with open(mark_path(directory, name), encoding="ascii") as file:
-            return str(json.load(file)["mark"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+            found = json.load(file)
+        return bool(found["mark"] == mark or found["started"] > started)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return False

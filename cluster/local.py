@@ -92,7 +92,6 @@ class LocalCluster:
             say("stopping")
         finally:
             await self._supervisor.stop()
-            self._write_state()
             with suppress(FileNotFoundError):  # HAProxy leaves it
                 os.unlink(self._socket)
             if self._password is not None:

@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import ConfigError
 from cluster.haproxy import BalancerError, Runtime
@@ -46,36 +46,49 @@ def read_state(directory: str) -> dict[str, Any]:
 
 
 def status(directory: str) -> tuple[list[str], bool]:
-    """One line for each part of the cluster, and whether every node takes work. A drained one does."""
+    """One line for each part of the cluster, and whether every node takes work. A drained one does.
+
+    A node does so without Redis, too: what is wrong with that is said, and no more.
+    """
     state = read_state(directory)
     trust, drained = _trust(state), _drained(state)
     told = {node["name"]: _told(node, trust, node["name"] in drained) for node in state["nodes"]}
-    nodes = [f"{node['name']:<9} {node['url']}  {told[node['name']][0]}" for node in state["nodes"]]
+    nodes = [f"{node['name']:<9} {node['url']}  {told[node['name']].text}" for node in state["nodes"]]
+    without = ", ".join(name for name, answer in told.items() if answer.redis == "failing")
     redis, balancer = state["redis"], state["balancer"]
     lines = [
         f"endpoint  {state['endpoint']}{'' if any(map(_runs, state['nodes'])) else '  stopped'}",
         *nodes,
-        f"redis     {redis['url']}  {_process(redis)}  {redis['kind']}",
+        f"redis     {redis['url']}  {_process(redis)}  {redis['kind']}"
+        + (f"  does not work for {without}" if without else ""),
         f"balancer  {balancer['kind']}" + ("" if balancer["kind"] == "reuseport" else f"  {_process(balancer)}"),
     ]
-    return lines, bool(told) and all(is_up for _, is_up in told.values())
+    return lines, bool(told) and all(answer.is_up for answer in told.values())
 
 
-def _told(node: dict[str, Any], trust: ssl.SSLContext, drained: bool) -> tuple[str, bool]:
-    """What a node says of itself, or why that is not known, and whether it takes work."""
+class _Answer(NamedTuple):
+    """What a node says of itself, or why that is not known."""
+
+    text: str
+    is_up: bool = False  # whether it takes work
+    redis: str = ""
+
+
+def _told(node: dict[str, Any], trust: ssl.SSLContext, drained: bool) -> _Answer:
     if not _runs(node):
-        return "stopped", False
+        return _Answer("stopped")
     process = _process(node)
     try:
         health = _health(node["url"], trust)
         is_up, version, uploads = bool(health["ready"]), health["node"]["version"], health["uploads"]
-        storage = health["storage"]["status"]
+        storage, redis = health["storage"]["status"], str(health["redis"]["status"])
     except (OSError, http.client.HTTPException):
-        return f"{process}  does not answer", False
+        return _Answer(f"{process}  does not answer")
     except (ValueError, KeyError, TypeError):
-        return f"{process}  what answers there is no node: /healthz holds no report of one", False
+        return _Answer(f"{process}  what answers there is no node: /healthz holds no report of one")
     ready = "not ready" if not is_up else "draining" if drained else "ready"
-    return f"{process}  {ready}  version {version}  uploads {uploads}  storage {storage}", is_up
+    text = f"{process}  {ready}  version {version}  uploads {uploads}  storage {storage}"
+    return _Answer(text, is_up, redis)
 
 
 def _drained(state: dict[str, Any]) -> set[str]:

@@ -11,18 +11,20 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from functools import partial
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
-from cluster import addresses, doctor, logs, secretfile
+from cluster import addresses, joining, logs, secretfile
 from cluster.api.edge import Patience
 from cluster.app import Application, build, data_directory, port_of
 from cluster.auth.build import build_authenticator, build_token_server, prepare_files
 from cluster.config_files import naming
 from cluster.errors import ConfigError, StorageError
-from cluster.identity import Identity, write_mark
+from cluster.identity import Identity
 from cluster.settings import Config
 from cluster.state.shared import SharedState
 from cluster.storage import layout
@@ -30,13 +32,34 @@ from cluster.storage.disk import Disk
 from cluster.storage.filesystem import FilesystemDriver
 from cluster.storage.threads import Threads
 from cluster.tally import Tally
-from cluster.tls import ServedCertificate, client_context, is_served
+from cluster.tls import ServedCertificate, is_served
 
 _DISCONNECT_GRACE = 60  # seconds for storing what came before a client left
 _HEADER_LIMIT = 20 * 1024  # bytes of a header; a token of the longest kind fits (auth/tokens.py)
+_STOOD_STILL = 5.0  # seconds between two looks at the workers, of which there is one a second
 _LINE_LIMIT = 8190  # bytes of a request line: names, tokens and ten tags fit; also gunicorn's largest
 
 _log = logging.getLogger(__name__)
+
+
+class PatientArbiter(Arbiter):  # type: ignore[misc]
+    """An arbiter that knows when it stood still itself: a paused machine, or a SIGSTOP to the whole node.
+
+    Its workers have given no sign of life for as long, and would be killed on waking, with all that they serve.
+    """
+
+    def __init__(self, app: BaseApplication) -> None:
+        super().__init__(app)
+        self._looked = time.monotonic()  # at the workers
+        self._spared = self._looked  # until when they have time to give a sign
+
+    def murder_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._looked > _STOOD_STILL:
+            self._spared = now + self.timeout
+        self._looked = now
+        if now >= self._spared:
+            super().murder_workers()
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -59,7 +82,12 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._options = options
         self._application: Application | None = None
         self._tally = Tally()
+        self._company = joining.Company(config, keys, identity)
         super().__init__()
+
+    def run(self) -> None:
+        """Serve until a signal. SystemExit at the end."""
+        PatientArbiter(self).run()
 
     def load_config(self) -> None:
         for key, value in self._options.items():
@@ -76,6 +104,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             metrics = Metrics()
             make = partial(make, observers=[metrics], tell_in_flight=metrics.in_flight.set)
         self._application = make()
+        self._company.watch()
         return self._application.edge
 
     def is_plain(self, sock: Any) -> bool:
@@ -106,7 +135,7 @@ def serve(config: Config, patience: Patience = Patience()) -> None:  # noqa: B00
         check_storage(config)
         check_authentication(config)
         keys = key_ring(config, draw=True)
-        identity = join(config, keys)
+        identity = joining.join(config, keys)
     _set_up_metrics(config)
     Server(config, keys, identity, patience, served, _options(config, patience)).run()
 
@@ -204,28 +233,6 @@ def check_authentication(config: Config) -> None:
     prepare_files(config)
     build_authenticator(config, SharedState(None))
     build_token_server(config, SharedState(None))
-
-
-def join(config: Config, keys: list[bytes]) -> Identity:
-    """Compare with the other nodes, and leave this node's mark, if it has one. ConfigError names who disagrees."""
-    identity, directory = doctor.standing(config, keys)
-    heartbeats = doctor.listen(config.redis, keys)
-    if heartbeats is not None and heartbeats.trouble:
-        _log.warning("Redis cannot be asked for the other nodes: %s", heartbeats.trouble)
-    trust = client_context(config.cluster.tls)
-    findings = doctor.compare(identity, directory, config.cluster.nodes, trust, heartbeats)
-    for finding in findings:
-        for warning in finding.warnings:
-            _log.warning("node %s: %s", finding.name, warning)
-    refusals = [f"node {finding.name}: {text}" for finding in findings for text in finding.refusals]
-    if refusals:
-        raise ConfigError(refusals)
-    if directory is not None and identity.mark:
-        try:
-            write_mark(directory, identity)
-        except OSError as error:
-            raise ConfigError([f"the mark of this node cannot be written: {error}"]) from error
-    return identity
 
 
 def key_ring(config: Config, *, draw: bool) -> list[bytes]:

@@ -67,10 +67,18 @@ class Desk:
     def upload(self, data: bytes) -> str:
         """A blob that may be there: HEAD, POST, PATCH, PUT, as docker does it. Its digest."""
         digest = digest_of(data)
-        if self.client.ask("HEAD", self.blob_url(digest), wanted=(200, 404)).status == 404:
-            self.send(data, digest)
-            self.facts.blob(self.name, digest)
+        register = Register.blob(self.name, digest)
+        with self.facts.record(register, Operation("read")) as look:
+            is_there = self.client.ask("HEAD", register.path, wanted=(200, 404)).status == 200
+            look.end(Outcome.DONE, digest if is_there else None)
+        if not is_there:
+            self.put_blob(register, data)
         return digest
+
+    def put_blob(self, register: Register, data: bytes) -> None:
+        with self.facts.record(register, Operation("put", register.reference)) as operation:
+            self.send(data, register.reference)
+            operation.end(Outcome.DONE)
 
     def send(self, data: bytes, digest: str) -> None:
         location = self.begin()
@@ -251,10 +259,7 @@ class Deletion:
             del self._steps[0]
 
     def _push_blob(self) -> None:
-        operation = Operation("put", self._blob.reference)
-        with self._desk.facts.record(self._blob, operation):
-            self._desk.send(self._config, self._blob.reference)
-            operation.end(Outcome.DONE)
+        self._desk.put_blob(self._blob, self._config)
 
     def _push_manifest(self) -> None:
         digest = self._whole.reference

@@ -1,15 +1,17 @@
 """The judge: asks every node for everything that was written down, compares bytes, and says what was not kept.
 
 Reads a record (cluster/drill/facts.py) and judges each register's history together with what every node answers at
-the end. Makes no load, and tells a node that cannot be asked from one that has lost something.
+the end. Config and layers of an image whose manifest is served are asked for as well, whoever pushed them. Makes no
+load, and tells a node that cannot be asked from one that has lost something.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -81,16 +83,31 @@ def verify(
     verdict.unverified += record.unusable
     deadline = time.monotonic() + within
     witnesses = [_Witness(node, deadline, pauses) for node in nodes]
-    with ThreadPoolExecutor(max(len(witnesses), 1)) as pool:
-        statements = list(pool.map(lambda witness: witness.testify(sorted(record.operations)), witnesses))
+    _hear(verdict, witnesses, record.operations)
+    # What was accepted as a part of an image was there, whoever pushed it. Who deletes writes that down.
+    parts = set().union(*(witness.parts for witness in witnesses)) - set(record.operations)
+    _hear(verdict, witnesses, {part: [_accepted(part)] for part in sorted(parts)})
     for witness in witnesses:
         verdict.wrong += witness.wrong
         verdict.unverified += witness.unverified
-    for register, operations in record.operations.items():
+    return verdict
+
+
+def _hear(
+    verdict: Verdict, witnesses: Sequence[_Witness], histories: Mapping[Register, Sequence[Operation]]
+) -> None:
+    with ThreadPoolExecutor(max(len(witnesses), 1)) as pool:
+        statements = list(pool.map(lambda witness: witness.testify(sorted(histories)), witnesses))
+    for register, operations in histories.items():
         reads = [statement[register] for statement in statements if register in statement]
         verdict.answers += len(reads)
         _judge(verdict, register, operations, reads)
-    return verdict
+
+
+def _accepted(part: Register) -> Operation:
+    put = Operation("put", part.reference)
+    put.end(Outcome.DONE)
+    return put
 
 
 def _judge(verdict: Verdict, register: Register, operations: Sequence[Operation], reads: list[Operation]) -> None:
@@ -123,6 +140,7 @@ class _Witness:
         self._pauses = pauses
         self.wrong: list[str] = []
         self.unverified: list[str] = []
+        self.parts: set[Register] = set()  # of the images whose manifests it served
 
     def testify(self, registers: Sequence[Register]) -> dict[Register, Operation]:
         """A read for each register that it answered for; it is asked no more when it stopped answering."""
@@ -145,7 +163,7 @@ class _Witness:
         for pause in (*self._pauses, None):
             read = Operation("read", began=time.monotonic(), note=self._node)
             try:
-                status, asked, got = self._ask(register)
+                status, asked, got, content = self._ask(register)
                 said = f"status {status}"
             except _Unanswered as error:
                 if pause is None:
@@ -156,6 +174,7 @@ class _Witness:
                     read.end(Outcome.DONE, None)
                     return read
                 if status == 200:
+                    self.parts |= _parts(register.name, content)
                     return self._compare(register, read, asked, got)
             if pause is not None:
                 time.sleep(pause)
@@ -169,27 +188,44 @@ class _Witness:
         read.end(Outcome.DONE, got)
         return read
 
-    def _ask(self, register: Register) -> tuple[int, str, str]:
-        """The status, the digest that the bytes should have (empty: nobody says), and that which they have."""
+    def _ask(self, register: Register) -> tuple[int, str, str, bytes]:
+        """The status, the digest that the bytes should have (empty: nobody says), and that which they have.
+
+        And the bytes themselves, of a manifest.
+        """
         if time.monotonic() > self._deadline:
             raise _Unanswered("no time is left")
         try:
             self._connection.request("GET", register.path, headers={"Accept": ACCEPT})
             answer = self._connection.getresponse()
-            asked = register.reference
+            asked, content = register.reference, bytearray()
             if register.kind is Kind.TAG:
                 asked = answer.headers.get("Docker-Content-Digest", "")
-            return answer.status, asked, _digest(answer, asked.partition(":")[0] or "sha256")
+            take = None if register.kind is Kind.BLOB else content.extend
+            got = _digest(answer, asked.partition(":")[0] or "sha256", take)
+            return answer.status, asked, got, bytes(content)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise _Unanswered(repr(error)) from error
 
 
-def _digest(answer: http.client.HTTPResponse, algorithm: str) -> str:
-    """The digest of a body that is read to its end in pieces."""
+def _parts(name: str, content: bytes) -> set[Register]:
+    """The config and the layers of an image; nothing of anything else, nor of layers that are elsewhere."""
+    try:
+        manifest = json.loads(content)
+        described = [manifest["config"], *manifest["layers"]]
+        return {Register.blob(name, str(one["digest"])) for one in described if not one.get("urls")}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return set()
+
+
+def _digest(answer: http.client.HTTPResponse, algorithm: str, take: Callable[[bytes], object] | None = None) -> str:
+    """The digest of a body that is read to its end in pieces, each of which is shown to `take`."""
     hasher = hashlib.new(algorithm)
     while piece := answer.read(PIECE):
         hasher.update(piece)
+        if take is not None:
+            take(piece)
     if answer.length:
         raise http.client.IncompleteRead(b"", answer.length)
     return f"{algorithm}:{hasher.hexdigest()}"

@@ -33,6 +33,10 @@ class StorageTimeout(StorageError):
     """Storage did not answer within the limit; whether the operation took place is not known."""
 
 
+class StorageReplaced(StorageError):
+    """It answers, and it is not the storage that the node started on."""
+
+
 class LockTimeout(StorageError):
     """Somebody else held the lock for the whole time that the caller was ready to wait."""
 

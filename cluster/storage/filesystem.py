@@ -118,13 +118,18 @@ class FilesystemDriver:
         writable: bool = True,
         chunk: int = CHUNK,
         listings: Listings | None = None,
+        recognise: Callable[[], object] = lambda: None,
     ) -> None:
-        """`chunk`: bytes of a blob that a reader hands out at a time."""
+        """`chunk`: bytes of a blob that a reader hands out at a time.
+
+        `recognise` is called by the probe, in a thread: OSError, or StorageReplaced when another storage is there.
+        """
         self._root = root.rstrip("/")
         self._threads = threads
         self._chunk = chunk
         self._disk = disk or Disk()
         self._writable = writable
+        self._recognise = recognise
         self._try_cached = disk is None and cached.is_supported(root)
         self.directories = Directories(self._root, self._disk)
         self._settled = Settled(self._now)
@@ -386,7 +391,11 @@ class FilesystemDriver:
             self._drop(temporary)
 
     async def probe(self) -> None:
-        await self._threads.run(self.check)
+        await self._threads.run(self._probe)
+
+    def _probe(self) -> None:
+        self._recognise()  # before the write: what is below a mount that went away may be full
+        self.check()
 
     def check(self) -> None:
         """Write, sync and remove a file (only look, where nothing may be written). Raises OSError."""

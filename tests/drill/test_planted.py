@@ -15,16 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from cluster.drill.client import Client, digest_of
 from cluster.drill.cluster import started, wait
+from cluster.drill.facts import Facts, load
 from cluster.drill.faults import Fault, Promise, Scene
 from cluster.drill.load import Load
 from cluster.drill.matrix import Cell, Row
-from cluster.drill.meter import Kind
+from cluster.drill.meter import Kind, Meter
+from cluster.drill.operations import Desk, image_manifest, shared_layer
 from cluster.drill.run import Pace, drill
 from cluster.drill.surroundings import Surroundings
+from cluster.drill.verdict import verify
 from cluster.places import Place
 from tests.drill.broken import POWER
-from tests.support.process import free_port
+from tests.support.process import Node, free_port
 from tests.support.tools import PROJECT, note
 
 PACE = Pace(warm=4.0, hold=0, rest=1.0, total=0)
@@ -77,6 +81,25 @@ def test_a_cache_of_tags_that_is_stale_is_found(tmp_path: Path) -> None:
 def test_a_link_that_was_acknowledged_and_forgotten_is_found(tmp_path: Path) -> None:
     cells = drilled(tmp_path, "forgotten-links")
     assert cells[Kind.PUSH].lost + cells[Kind.CHUNKED].lost > 0
+
+
+def test_a_layer_that_is_gone_and_that_no_record_names_is_found(tmp_path: Path) -> None:
+    """Its pusher died before the answer; another client found it there, and pushed the manifest."""
+    layer, name = shared_layer(0), "team/app"
+    with Node(tmp_path / "node") as node, Facts(tmp_path / "facts") as facts:
+        meter = Meter()
+        desk = Desk(name, 1, Client(node.url, 1, meter), facts, meter, random.Random(1))
+        for data in (b"{}", layer):
+            desk.send(data, digest_of(data))
+        manifest = image_manifest(b"{}", [layer])
+        desk.put_manifest("v1", manifest)
+        desk.client.close()
+        facts.manifest(name, digest_of(manifest))
+        assert verify(load(tmp_path / "facts"), [node.url], pauses=()).holds
+        (link,) = Path(node.root).glob(f"**/{name}/_layers/sha256/{digest_of(layer).partition(':')[2]}/link")
+        link.unlink()
+        lost = verify(load(tmp_path / "facts"), [node.url], pauses=()).lost
+        assert lost == [f"blob {name}@{digest_of(layer)}: {node.url} does not have it"]
 
 
 def cut_power(directory: Path) -> Fault:

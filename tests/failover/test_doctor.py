@@ -1,4 +1,4 @@
-"""A node that could not work with the others refuses to start and names them; one that serves goes on serving."""
+"""A node that could not work with the others does not start, or stops, and names them; one that serves goes on."""
 
 from __future__ import annotations
 
@@ -247,6 +247,36 @@ def test_a_node_that_serves_stays_ready_when_the_others_change_under_it(pair: Pa
         pair.second.config["http"]["secret"] = SECRET
         pair.second.ready = lambda: is_ready(pair.second.url)
         pair.second.start()
+
+
+@pytest.mark.parametrize("differs", ["http", "storage", "cluster"])
+def test_of_nodes_that_start_together_and_disagree_the_last_one_stops(tmp_path: Path, differs: str) -> None:
+    """Neither finds the other when it starts: as good as one that does not answer just then."""
+    other = {
+        "http": {"secret": OTHER},
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path)}},
+        "cluster": {"name": "node-1"},
+    }
+    said = {
+        "http": "this node cannot read uploads that it signs",
+        "storage": "it works on another storage",
+        "cluster": "it has the name of this node",
+    }
+    with ExitStack() as stack:
+        trio = Pair(tmp_path / "trio", stack)
+        late = trio.node(2, **{differs: other[differs]})
+        for node in (trio.first, trio.second):
+            node.pause()
+        try:
+            stack.enter_context(running(late))
+        finally:
+            for node in (trio.first, trio.second):
+                node.resume()
+        assert late.wait(within=30) == 0
+        assert "this node stops, as the last one that started: node node-1: " + said[differs] in late.log()
+        late.ready = lambda: True
+        assert said[differs] in refusal(late)
+        assert is_ready(trio.first.url) and is_ready(trio.second.url)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ from tests.support.process import Node
 
 N = TypeVar("N", bound=Node)
 
-_IMPATIENT = """
+_WITH_PATIENCE = """
 import os, pathlib, sys
 from cluster import config
 from cluster.api.edge import Patience
 from cluster.serve import serve
-serve(config.load(pathlib.Path(sys.argv[2]), os.environ).config,
-      Patience(head=1, body=4, refused=2, reading=2, idle=2, linger=1))
+serve(config.load(pathlib.Path(sys.argv[2]), os.environ).config, Patience({}))
 """
 _TROUBLE = re.compile(r'Traceback|level=(error|critical)|HTTP/1\.[01]" 5\d\d |never retrieved|never awaited')
 
@@ -29,8 +28,10 @@ _TROUBLE = re.compile(r'Traceback|level=(error|critical)|HTTP/1\.[01]" 5\d\d |ne
 class Impatient(Node):
     """A node that waits for its clients a few seconds only."""
 
+    patience = "head=1, body=4, refused=2, reading=2, idle=2, linger=1"
+
     def program(self) -> Sequence[str]:
-        return [sys.executable, "-c", _IMPATIENT]
+        return [sys.executable, "-c", _WITH_PATIENCE.format(self.patience)]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -44,6 +45,24 @@ class Watched(Node):
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with brief(Watched(tmp_path_factory.mktemp("watched"))) as node:
         yield node
+
+
+def test_a_node_whose_storage_is_another_one_now_takes_no_more_work(tmp_path: Path) -> None:
+    """As when a mount goes away, and below it lies the tree of a start of long ago: it can be written to."""
+    node = Watched(tmp_path)
+    with brief(node):
+        node.stop()
+        shutil.copytree(node.root, tmp_path / "below")
+        node.start()
+        mounted = tmp_path / "mounted"
+        os.rename(node.root, mounted)
+        os.rename(tmp_path / "below", node.root)
+        eventually(lambda: get(f"{node.url}/readyz").status == 503, 20, "the node is unready")
+        assert get(f"{node.url}/healthz").json()["storage"]["error"] == "StorageReplaced"
+        assert "the mark of this node is not in" in node.log()
+        os.rename(node.root, tmp_path / "below")
+        os.rename(mounted, node.root)
+        eventually(lambda: get(f"{node.url}/readyz").status == 200, 20, "the node is ready again")
 
 
 def test_a_healthy_node_says_so_in_three_ways(watched: Watched) -> None:

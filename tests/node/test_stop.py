@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.nodes import brief, holds, no_trouble, stored
+from tests.node.nodes import Impatient, brief, holds, no_trouble, stored
 from tests.node.raw import Wire, begin, chunk, digest_of, get, head, position, push
 from tests.support.process import Node, eventually, listening
 
@@ -32,6 +32,31 @@ def terminate(node: Node) -> None:
 def terminate_group(node: Node) -> None:
     """As systemd and terminals do: everybody at once."""
     os.killpg(node.pid, signal.SIGTERM)
+
+
+class Strict(Impatient):
+    """A node that waits for a worker some seconds only."""
+
+    patience = "worker=6"
+
+
+def test_a_node_that_stood_still_goes_on_when_it_wakes(tmp_path: Path) -> None:
+    """A paused machine: its workers gave no sign of life, and nor could they. A worker that hangs is replaced."""
+    with brief(Strict(tmp_path)) as node, Wire(node.port) as upload:
+        workers = node.children()
+        location = begin(node.port, "pause")
+        upload.send(head("PATCH", location, "Transfer-Encoding: chunked"), chunk(b"before"))
+        eventually(lambda: stored(node, location) is not None, 20, "the upload is under way")
+        node.pause()
+        time.sleep(12)
+        node.resume()
+        time.sleep(3)
+        answer = upload.send(chunk(b" and after"), chunk(b"")).answer()
+        assert (answer.status, answer.headers["range"]) == (202, "0-15")
+        assert node.children() == workers and "WORKER TIMEOUT" not in node.log()
+        os.kill(next(iter(workers)), signal.SIGSTOP)
+        eventually(lambda: "WORKER TIMEOUT" in node.log(), 30, "a worker that hangs is seen")
+        eventually(lambda: node.children() and node.children() != workers, 30, "it is replaced")
 
 
 @pytest.mark.parametrize("stop", [terminate, terminate_group])

@@ -62,7 +62,13 @@ def gone() -> int:
     return done.pid
 
 
-REPORT = {"ready": True, "node": {"version": "1"}, "uploads": 0, "storage": {"status": "ok"}}
+REPORT = {
+    "ready": True,
+    "node": {"version": "1"},
+    "uploads": 0,
+    "storage": {"status": "ok"},
+    "redis": {"status": "ok"},
+}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,18 @@ def test_status_says_what_answers(tmp_path: Path, status: int, body: bytes, said
         lines, found = operate.status(write(tmp_path, url, os.getpid()))
     assert f"node-1    {url}  pid {os.getpid()}  {said}" in lines[1]
     assert found is is_well
+
+
+@pytest.mark.parametrize(
+    ("redis", "said"), [("ok", ""), ("not configured", ""), ("failing", "  does not work for node-1, node-2")]
+)
+def test_what_the_nodes_say_of_redis_stands_beside_its_process(tmp_path: Path, redis: str, said: str) -> None:
+    """One that hangs has a process, and answers nobody."""
+    me = os.getpid()
+    with answering(200, json.dumps({**REPORT, "redis": {"status": redis}}).encode()) as url:
+        lines, is_well = operate.status(write(tmp_path, url, me, me))
+    assert lines[3] == f"redis     redis://127.0.0.1:6379  pid {me}  redis-server{said}"
+    assert is_well  # they take work without it
 
 
 def test_a_cluster_that_is_stopped_is_said_to_be(tmp_path: Path, gone: int) -> None:

@@ -6,6 +6,7 @@ The nodes here are dictionaries behind a real HTTP server; tests/load and tests/
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,30 @@ def test_a_cluster_that_kept_everything_holds(judged: Callable[[], Verdict]) -> 
 def test_a_blob_that_one_node_forgot_is_lost(judged: Callable[[], Verdict], nodes: list[Node]) -> None:
     del nodes[1].content[BLOB.path]
     assert findings(judged()) == {"lost": [f"{BLOB}: {nodes[1].url} does not have it"]}
+
+
+def test_a_layer_of_an_image_that_nobody_wrote_down_is_asked_for(
+    judged: Callable[[], Verdict], nodes: list[Node], facts: Facts
+) -> None:
+    """Its pusher found it there, or was not told that it had been stored; the image was acknowledged."""
+    parts = {part: Register.blob(NAME, digest_of(part)) for part in (b"config", b"layer", b"elsewhere")}
+    described = [{"digest": register.reference} for register in parts.values()]
+    described[2]["urls"] = ["https://elsewhere/"]  # type: ignore[assignment]
+    content = json.dumps({"config": described[0], "layers": [*described[1:], described[1]]}).encode()
+    image, layer = Register.manifest(NAME, digest_of(content)), parts[b"layer"]
+    facts.manifest(NAME, image.reference)
+    for node in nodes:
+        node.content |= {image.path: content, parts[b"config"].path: b"config", layer.path: b"layer"}
+    assert findings(judged()) == {}
+    del nodes[1].content[layer.path]
+    assert findings(judged()) == {"lost": [f"{layer}: {nodes[1].url} does not have it"]}
+    with facts.record(layer, Operation("put", layer.reference)):
+        pass
+    with facts.record(layer, Operation("delete")) as gone:  # now what became of it is told by its own history
+        gone.end(Outcome.DONE)
+    for node in nodes:
+        node.content.pop(layer.path, None)
+    assert findings(judged()) == {}
 
 
 def test_a_tag_that_one_node_forgot_is_lost(judged: Callable[[], Verdict], nodes: list[Node]) -> None:
