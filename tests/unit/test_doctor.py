@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,16 @@ from cluster.identity import Identity, mark_path, write_mark
 from cluster.settings import PeerTls
 from cluster.state.store import Node
 from cluster.tls import client_context
+from tests.support.answers import answering
 
 ME = Identity("node-1", "1.0", "mine", "key", ("key",), 200.0)
 OTHER = Identity("node-2", "1.0", "its own", "key", ("key",), 100.0)
 
 
-@contextmanager
-def answering(other: Identity, **said: Any) -> Iterator[str]:
+def serving(other: Identity, **said: Any) -> AbstractContextManager[str]:
     """A node that says this of itself; its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            report = {"node": {**other.to_dict(), **said}, "redis": {"status": "not configured"}}
-            body = json.dumps(report).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    report = {"node": {**other.to_dict(), **said}, "redis": {"status": "not configured"}}
+    return answering(200, json.dumps(report).encode())
 
 
 def found(url: str, directory: Path | None = None, heartbeats: Heartbeats | None = None) -> list[Finding]:
@@ -55,14 +35,14 @@ def found(url: str, directory: Path | None = None, heartbeats: Heartbeats | None
 
 def test_a_node_that_agrees_gives_nothing_to_say(tmp_path: Path) -> None:
     write_mark(str(tmp_path), OTHER)
-    with answering(OTHER) as url:
+    with serving(OTHER) as url:
         (finding,) = found(url, tmp_path)
     assert (finding.name, finding.refusals, finding.warnings) == ("node-2", [], [])
 
 
 @pytest.mark.parametrize("ahead", [-60, 60])
 def test_a_clock_that_differs_is_a_warning(ahead: float) -> None:
-    with answering(OTHER, clock=time.time() + ahead) as url:
+    with serving(OTHER, clock=time.time() + ahead) as url:
         (finding,) = found(url)
     assert finding.refusals == []
     (warning,) = finding.warnings
@@ -71,13 +51,13 @@ def test_a_clock_that_differs_is_a_warning(ahead: float) -> None:
 
 @pytest.mark.parametrize("ahead", [-3, 3])
 def test_a_clock_that_differs_by_less_than_five_seconds_is_not(ahead: float) -> None:
-    with answering(OTHER, clock=time.time() + ahead) as url:
+    with serving(OTHER, clock=time.time() + ahead) as url:
         (finding,) = found(url)
     assert finding.warnings == []
 
 
 def test_another_version_is_a_warning() -> None:
-    with answering(OTHER, version="0.9") as url:
+    with serving(OTHER, version="0.9") as url:
         (finding,) = found(url)
     assert (finding.refusals, finding.warnings) == ([], ["it runs version 0.9, this node 1.0"])
 
@@ -92,13 +72,13 @@ def test_clock_and_version_of_a_node_that_does_not_answer_are_those_of_its_heart
 
 
 def test_a_node_is_not_compared_with_itself() -> None:
-    with answering(ME) as url:
+    with serving(ME) as url:
         assert found(url) == []
 
 
 def test_storage_that_cannot_be_asked_for_a_mark_is_not_another_one(tmp_path: Path) -> None:
     Path(mark_path(str(tmp_path), OTHER.name)).mkdir(parents=True)
-    with answering(OTHER) as url:
+    with serving(OTHER) as url:
         (finding,) = found(url, tmp_path)
     assert finding.refusals == []
     assert "whether it works on the same storage is not known" in finding.warnings[0]
@@ -114,7 +94,7 @@ def test_storage_that_cannot_be_asked_for_a_mark_is_not_another_one(tmp_path: Pa
     ],
 )
 def test_of_two_nodes_both_know_which_started_first(other: Identity, precedes: bool) -> None:
-    with answering(other) as url:
+    with serving(other) as url:
         (finding,) = found(url)
     assert finding.precedes(ME) is precedes
     assert Finding("", node=ME.to_dict()).precedes(other) is not precedes
