@@ -55,6 +55,7 @@ class Company:
         self._config = config
         self._keys = keys
         self._identity = identity
+        self._trust = client_context(config.cluster.tls)  # once: the system's authorities are a large file
         self._arbiter = os.getpid()
         self._until = time.monotonic() + _LONGEST
 
@@ -69,7 +70,7 @@ class Company:
         while time.monotonic() < self._until:
             try:
                 refusals = self._look()
-            except Exception:  # a certificate that is being replaced, for one: the next look may succeed
+            except Exception:  # an answer that nobody foresaw: the next look may succeed
                 _log.exception("the other nodes could not be compared with this one")
                 refusals = []
             if refusals:
@@ -83,8 +84,7 @@ class Company:
         config, me = self._config, self._identity
         directory = data_directory(config) if config.storage.driver == "filesystem" else None
         heartbeats = doctor.listen(config.redis, self._keys)
-        trust = client_context(config.cluster.tls)
-        findings = doctor.compare(me, directory, config.cluster.nodes, trust, heartbeats)
+        findings = doctor.compare(me, directory, config.cluster.nodes, self._trust, heartbeats)
         return _refusals([finding for finding in findings if finding.precedes(me)])
 
 
